@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: BSD-2-Clause
+#
+# make			build build/tproxy-load, build/tproxyd and build/tproxy
+# make deps		install the Debian packages that building and testing need
+# make run [CMD="..."]	deps, build, then show it at work on one command
+# make check		deps, build, all tests
+# make install		into $(DESTDIR)$(PREFIX)
+#
+# O=DIR builds elsewhere, V=1 shows the commands, SAN=1 builds with ASan and UBSan.
+
+VERSION := 0.1.0
+
+O      ?= build
+PREFIX ?= /usr/local
+SBINDIR ?= $(PREFIX)/sbin
+MANDIR ?= $(PREFIX)/share/man
+UNITDIR ?= /lib/systemd/system
+SYSCONFDIR ?= /etc
+
+CC      ?= gcc
+CLANG   ?= clang
+LLVM_STRIP ?= llvm-strip
+# bpftool and other tools of the administrator are not on every user's PATH
+export PATH := $(PATH):/usr/sbin:/sbin
+BPFTOOL ?= bpftool
+
+Q := $(if $(V),,@)
+say = $(if $(V),,@printf '  %-7s %s\n' '$(1)' '$(2)';)
+
+DEPS_BUILD := gcc make clang llvm bpftool pkg-config libbpf-dev libelf-dev zlib1g-dev libinih-dev \
+	libjansson-dev libmnl-dev libsystemd-dev libcap-dev libseccomp-dev
+DEPS_TEST := libcmocka-dev python3 iproute2 procps util-linux strace curl nginx-light iperf3 git \
+	openssh-client openssh-server nftables systemd man-db mandoc clang-format redsocks
+
+PKGS := libbpf libelf zlib inih jansson libmnl libsystemd libcap libseccomp
+
+CPPFLAGS += -D_GNU_SOURCE -I$(O) -Itools/lib
+CFLAGS ?= -O2 -g
+ALL_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -Wmissing-prototypes -Wshadow -Wvla \
+	-fno-strict-aliasing -fstack-protector-strong -fPIE -MMD -MP $(SAN_FLAGS) $(CFLAGS)
+ALL_LDFLAGS = -pie -Wl,-z,relro,-z,now $(SAN_FLAGS) $(LDFLAGS)
+ifdef SAN
+SAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+else
+CPPFLAGS += -D_FORTIFY_SOURCE=2
+endif
+
+# The packages' flags are asked for once, and only by goals that compile.
+PKG_CFLAGS = $(eval PKG_CFLAGS := $$(shell pkg-config --cflags $(PKGS)))$(PKG_CFLAGS)
+PKG_LIBS = $(eval PKG_LIBS := $$(shell pkg-config --libs $(PKGS)))$(PKG_LIBS)
+
+objects = $(patsubst %.c,$(O)/%.o,$(wildcard $(1)/*.c))
+LIB_OBJS := $(call objects,tools/lib)
+LOADER_OBJS := $(call objects,loader)
+PROXY_OBJS := $(call objects,proxy)
+TOOL_OBJS := $(call objects,tools)
+PROGRAMS := $(O)/tproxy-load $(O)/tproxyd $(O)/tproxy
+
+# Unit tests compile the shipped sources: tests/unit/test_X.c is one program, linked with the library
+# and the objects of the programs less their main().
+UNIT_TESTS := $(patsubst tests/unit/%.c,$(O)/tests/%,$(wildcard tests/unit/test_*.c))
+TEST_PROGRAMS := $(patsubst tests/programs/%.c,$(O)/tests/%,$(wildcard tests/programs/*.c))
+
+.PHONY: all
+all: $(PROGRAMS)
+
+# --- what is needed -------------------------------------------------------------------------------
+
+.PHONY: deps
+deps:
+	$(Q)missing=; for p in $(DEPS_BUILD) $(DEPS_TEST); do \
+		dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || \
+			missing="$$missing $$p"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+		echo "installing:$$missing"; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		apt-get update -qq && \
+		apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
+	fi
+
+# Says what is missing, once, instead of failing at the first header.
+$(O)/.deps-ok: Makefile
+	$(Q)mkdir -p $(O); missing=; \
+	for tool in $(firstword $(CC)) $(CLANG) $(LLVM_STRIP) $(BPFTOOL) pkg-config; do \
+		command -v $$tool >/dev/null || missing="$$missing $$tool"; \
+	done; \
+	for lib in $(PKGS); do \
+		pkg-config --exists $$lib 2>/dev/null || missing="$$missing $$lib"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+		echo "missing:$$missing" >&2; \
+		echo "install them with: sudo make deps" >&2; \
+		echo "  or: apt-get install $(DEPS_BUILD)" >&2; \
+		exit 1; \
+	fi; touch $@
+
+# --- kernel side ----------------------------------------------------------------------------------
+
+BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Wextra -Werror \
+	-I/usr/include/$(shell $(CC) -print-multiarch 2>/dev/null)
+
+$(O)/bpf/%.bpf.o: bpf/%.bpf.c $(O)/.deps-ok
+	$(call say,BPF,$@)mkdir -p $(@D) && \
+	$(CLANG) $(BPF_CFLAGS) -MMD -MP -c $< -o $@ && $(LLVM_STRIP) -g $@
+
+$(O)/bpf/%.skel.h: $(O)/bpf/%.bpf.o
+	$(call say,SKEL,$@)$(BPFTOOL) gen skeleton $< name $*_bpf > $@.tmp && mv $@.tmp $@
+
+# --- user space -----------------------------------------------------------------------------------
+
+$(O)/version.h: Makefile
+	$(Q)mkdir -p $(O) && printf '#define TPROXY_VERSION "%s"\n' '$(VERSION)' > $@
+
+$(O)/%.o: %.c $(O)/.deps-ok $(O)/version.h
+	$(call say,CC,$@)mkdir -p $(@D) && $(CC) $(CPPFLAGS) $(PKG_CFLAGS) $(ALL_CFLAGS) -c $< -o $@
+
+$(LOADER_OBJS): $(O)/bpf/tproxy.skel.h
+
+link = $(call say,LINK,$@)$(CC) $(ALL_LDFLAGS) -o $@ $(filter %.o,$^) $(PKG_LIBS)
+
+$(O)/tproxy-load: $(LOADER_OBJS) $(LIB_OBJS)
+	$(link)
+$(O)/tproxyd: $(PROXY_OBJS) $(LIB_OBJS)
+	$(link)
+$(O)/tproxy: $(TOOL_OBJS) $(LIB_OBJS)
+	$(link)
+
+$(O)/tests/%: $(O)/tests/unit/%.o $(LIB_OBJS) $(filter-out %/main.o,$(PROXY_OBJS))
+	$(call say,LINK,$@)$(CC) $(ALL_LDFLAGS) -o $@ $(filter %.o,$^) $(PKG_LIBS) -lcmocka
+$(O)/tests/%: $(O)/tests/programs/%.o
+	$(link)
+
+.PHONY: tests
+tests: $(UNIT_TESTS) $(TEST_PROGRAMS)
+
+.SECONDARY:
+
+# --- the two commands -----------------------------------------------------------------------------
+
+.PHONY: run
+run: deps
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)O=$(O) tests/demo $(if $(CMD),'$(subst ','\'',$(CMD))')
+
+.PHONY: check
+check: deps
+	$(Q)$(MAKE) --no-print-directory all tests
+	$(Q)O=$(O) tests/run $(TESTS)
+
+# --- the rest -------------------------------------------------------------------------------------
+
+.PHONY: install uninstall clean format
+install: all
+	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(MANDIR)/man5 \
+		$(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/tproxy
+	install -m 755 $(PROGRAMS) $(DESTDIR)$(SBINDIR)
+	install -m 644 docs/*.8 $(DESTDIR)$(MANDIR)/man8
+	install -m 644 docs/*.5 $(DESTDIR)$(MANDIR)/man5
+	for unit in systemd/*.service; do \
+		sed 's|@SBINDIR@|$(SBINDIR)|g' $$unit > $(DESTDIR)$(UNITDIR)/$${unit##*/}; \
+	done
+	test -e $(DESTDIR)$(SYSCONFDIR)/tproxy/tproxy.conf || \
+		install -m 644 systemd/tproxy.conf $(DESTDIR)$(SYSCONFDIR)/tproxy/tproxy.conf
+
+# The configuration stays: it is the administrator's.
+uninstall:
+	rm -f $(addprefix $(DESTDIR)$(SBINDIR)/,$(notdir $(PROGRAMS)))
+	rm -f $(addprefix $(DESTDIR)$(MANDIR)/man8/,$(notdir $(wildcard docs/*.8)))
+	rm -f $(addprefix $(DESTDIR)$(MANDIR)/man5/,$(notdir $(wildcard docs/*.5)))
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(wildcard systemd/*.service)))
+
+clean:
+	rm -rf $(O)
+
+format:
+	clang-format -i $$(git ls-files '*.c' '*.h')
+
+-include $(shell find $(O) -name '*.d' 2>/dev/null)

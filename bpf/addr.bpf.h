@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Addresses: one 16-byte form for IPv4, v4-mapped and IPv6. Words are in network byte order. */
+#ifndef TPROXY_ADDR_BPF_H
+#define TPROXY_ADDR_BPF_H
+
+#define AF_INET 2
+#define AF_INET6 10
+#define V4_MAPPED_WORD bpf_htonl(0xffff)
+#define LOOPBACK_V4 bpf_htonl(0x7f000001)
+
+static __always_inline void ip_set_v4(__u8 ip[16], __be32 v4)
+{
+	__be32 *w = (__be32 *)ip;
+
+	w[0] = 0;
+	w[1] = 0;
+	w[2] = V4_MAPPED_WORD;
+	w[3] = v4;
+}
+
+static __always_inline void ip_set_v6(__u8 ip[16], __be32 w0, __be32 w1, __be32 w2, __be32 w3)
+{
+	__be32 *w = (__be32 *)ip;
+
+	w[0] = w0;
+	w[1] = w1;
+	w[2] = w2;
+	w[3] = w3;
+}
+
+static __always_inline __be32 ip_v4(const __u8 ip[16])
+{
+	return ((const __be32 *)ip)[3];
+}
+
+static __always_inline int ip_is_v4(const __u8 ip[16])
+{
+	const __be32 *w = (const __be32 *)ip;
+
+	return w[0] == 0 && w[1] == 0 && w[2] == V4_MAPPED_WORD;
+}
+
+static __always_inline int ip_is_loopback_v6(const __u8 ip[16])
+{
+	const __be32 *w = (const __be32 *)ip;
+
+	return w[0] == 0 && w[1] == 0 && w[2] == 0 && w[3] == bpf_htonl(1);
+}
+
+/*
+ * Destinations that connect() does not treat as a plain unicast peer: they meet the kernel's own
+ * answer. 0.0.0.0 and :: mean this host and depend on the socket's source, so they pass as well.
+ */
+static __always_inline int ip_is_unicast(const __u8 ip[16])
+{
+	const __be32 *w = (const __be32 *)ip;
+
+	if (ip_is_v4(ip)) {
+		__u32 v4 = bpf_ntohl(w[3]);
+
+		return v4 >> 24 != 0 && v4 >> 28 != 0xe && v4 != 0xffffffff;
+	}
+	return ip[0] != 0xff && (w[0] | w[1] | w[2] | w[3]) != 0;
+}
+
+static __always_inline int ip_is_link_local_v6(const __u8 ip[16])
+{
+	return ip[0] == 0xfe && (ip[1] & 0xc0) == 0x80;
+}
+
+#endif

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What is not the same on every kernel from 5.10 on. Each shim names the version it can go with. */
+#ifndef TPROXY_COMPAT_BPF_H
+#define TPROXY_COMPAT_BPF_H
+
+/* The few kernel fields that are read, relocated at load time: no vmlinux.h of the build host. */
+struct sock {
+	unsigned char sk_gso_disabled : 1, sk_kern_sock : 1;
+} __attribute__((preserve_access_index));
+
+/*
+ * bpf_set_retval: 5.18. The branch is resolved at load time and the verifier drops the dead call.
+ * Without it the kernel's own value stands: EPERM for a refused connect.
+ */
+static __always_inline void retval_set(int err)
+{
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_set_retval))
+		bpf_set_retval(err);
+}
+
+static __always_inline int retval_settable(void)
+{
+	return bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_set_retval);
+}
+
+#endif

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What happens to a connect(): one decision for IPv4, v4-mapped and IPv6. Nothing is redirected
+ * without a trusted listener to receive it and a record to answer for it.
+ */
+#ifndef TPROXY_CONNECT_BPF_H
+#define TPROXY_CONNECT_BPF_H
+
+enum verdict {
+	VERDICT_PASS,	  /* untouched */
+	VERDICT_REDIRECT, /* to the proxy's port on loopback; the record is stored */
+	VERDICT_NO_PROXY, /* nobody to take it: the failure policy decides */
+};
+
+/* Kernel sockets (NFS, SMB, Ceph) are never touched: a refusal makes NFS spin. */
+static __always_inline int is_kernel_socket(struct bpf_sock *sk)
+{
+	struct sock *full = (void *)bpf_skc_to_tcp_sock(sk); /* a tcp_sock begins with its sock */
+
+	return full && BPF_CORE_READ_BITFIELD(full, sk_kern_sock);
+}
+
+static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const struct tp_config *cfg)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+
+	for (int i = 0; i < TP_MAX_PROXIES; i++)
+		if (cfg->proxies[i].tgid == tgid)
+			return cfg->proxies[i].netns == bpf_get_netns_cookie(ctx);
+	return 0;
+}
+
+/*
+ * The proxy's listener in the client's own network namespace: answers whether a proxy is up, and
+ * whether it is ours rather than somebody squatting on the port. The namespace is noted in the mark,
+ * because sockops programs cannot ask for it before Linux 5.15.
+ */
+static __always_inline enum verdict listener_check(struct bpf_sock_addr *ctx,
+						   const struct tp_config *cfg, int v4)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct tp_mark *mark;
+	struct bpf_sock *sk;
+	__u32 size;
+
+	if (v4) {
+		tuple.ipv4.daddr = LOOPBACK_V4;
+		tuple.ipv4.dport = bpf_htons(cfg->port);
+		size = sizeof(tuple.ipv4);
+	} else {
+		tuple.ipv6.daddr[3] = bpf_htonl(1);
+		tuple.ipv6.dport = bpf_htons(cfg->port);
+		size = sizeof(tuple.ipv6);
+	}
+	sk = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (!sk) {
+		COUNT(no_listener);
+		return VERDICT_NO_PROXY;
+	}
+	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
+	if (mark && mark->role == TP_ROLE_LISTENER)
+		mark->netns = bpf_get_netns_cookie(ctx);
+	else
+		mark = NULL;
+	bpf_sk_release(sk);
+	if (!mark) {
+		COUNT(untrusted_listener);
+		return VERDICT_NO_PROXY;
+	}
+	return VERDICT_REDIRECT;
+}
+
+static __always_inline int record_store(struct bpf_sock_addr *ctx, const struct tp_config *cfg,
+					const struct tp_endpoint *dst)
+{
+	struct tp_record rec = {};
+	__u64 ids;
+
+	rec.cookie = bpf_get_socket_cookie(ctx);
+	rec.netns = bpf_get_netns_cookie(ctx);
+	rec.cgroup_id = bpf_get_current_cgroup_id();
+	rec.start_ns = bpf_ktime_get_boot_ns();
+	rec.dst = *dst;
+	rec.pid = bpf_get_current_pid_tgid() >> 32;
+	ids = bpf_get_current_uid_gid();
+	rec.uid = (__u32)ids;
+	rec.gid = ids >> 32;
+	rec.proxy_port = cfg->port;
+	bpf_get_current_comm(rec.comm, sizeof(rec.comm));
+	return bpf_map_update_elem(&map_socks, &rec.cookie, &rec, BPF_ANY);
+}
+
+/* 1 where the socket was made for a purpose of tproxyd's own; *ret_redirect then says whether to redirect it. */
+static __always_inline int special_socket(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
+					  int *ret_redirect)
+{
+	struct tp_mark *mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
+
+	*ret_redirect = 0;
+	if (!mark)
+		return 0;
+	if (mark->role == TP_ROLE_REGISTER) {
+		mark->tgid = bpf_get_current_pid_tgid() >> 32;
+		mark->netns = bpf_get_netns_cookie(ctx);
+		return 1;
+	}
+	*ret_redirect = mark->role == TP_ROLE_SELFTEST;
+	return *ret_redirect;
+}
+
+static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
+						   const struct tp_config *cfg,
+						   const struct tp_endpoint *dst)
+{
+	int v4 = dst->family == AF_INET, forced;
+	struct bpf_sock *sk = ctx->sk;
+	enum verdict verdict;
+
+	if (!sk)
+		return VERDICT_PASS;
+	if (special_socket(ctx, sk, &forced)) {
+		if (!forced)
+			return VERDICT_PASS;
+	} else if (is_own_connection(ctx, cfg)) {
+		COUNT(own_connection);
+		return VERDICT_PASS;
+	}
+	if (is_kernel_socket(sk)) {
+		COUNT(kernel_socket);
+		return VERDICT_PASS;
+	}
+	if (sk->bound_dev_if) {
+		COUNT(bound_device);
+		return VERDICT_PASS;
+	}
+	if (!dst->port || !ip_is_unicast(dst->ip)) {
+		COUNT(not_unicast);
+		return VERDICT_PASS;
+	}
+	if (!v4 && ip_is_link_local_v6(dst->ip)) { /* its scope cannot be seen here */
+		COUNT(link_local);
+		return VERDICT_PASS;
+	}
+	if (dst->port == cfg->port &&
+	    (v4 ? ip_v4(dst->ip) == LOOPBACK_V4 : ip_is_loopback_v6(dst->ip))) {
+		COUNT(to_proxy);
+		return VERDICT_PASS;
+	}
+	if (!cfg->port) {
+		COUNT(no_listener);
+		return VERDICT_NO_PROXY;
+	}
+	verdict = listener_check(ctx, cfg, v4);
+	if (verdict != VERDICT_REDIRECT)
+		return verdict;
+	if (record_store(ctx, cfg, dst)) {
+		COUNT(no_record_space);
+		return VERDICT_NO_PROXY;
+	}
+	COUNT(redirected);
+	return VERDICT_REDIRECT;
+}
+
+/* The return value of a connect hook for anything that is not redirected. */
+static __always_inline int connect_not_redirected(struct bpf_sock_addr *ctx,
+						  const struct tp_config *cfg, enum verdict verdict)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+
+	/* A socket may connect again after a redirected attempt failed: getpeername must not answer
+	 * from that one. */
+	bpf_map_delete_elem(&map_socks, &cookie);
+	if (verdict == VERDICT_NO_PROXY) {
+		if (cfg->policy == TP_POLICY_REFUSE) {
+			COUNT(refused_by_policy);
+			retval_set(-ECONNREFUSED);
+			return 0;
+		}
+		COUNT(passed_by_policy);
+	}
+	return 1;
+}
+
+#endif

@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The maps. Sizes of map_socks and map_ports are set by the loader (max-connections). */
+#ifndef TPROXY_MAPS_BPF_H
+#define TPROXY_MAPS_BPF_H
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tp_config);
+} map_config SEC(".maps");
+
+/*
+ * Plain hashes on purpose: an LRU evicts entries of live connections under pressure, and a client
+ * whose record has gone is misdirected. Not preallocated: memory follows the live connections.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, __u64);
+	__type(value, struct tp_record);
+} map_socks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, struct tp_port_key);
+	__type(value, __u64);
+} map_ports SEC(".maps");
+
+/* Freed with the socket it belongs to: a mark cannot outlive its listener. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_CLONE);
+	__type(key, int);
+	__type(value, struct tp_mark);
+} map_listeners SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct tp_stats);
+} map_stats SEC(".maps");
+
+/* Per CPU, so a plain increment; a preempted one may lose a count on PREEMPT_RT, never more. */
+#define COUNT(counter)                                                          \
+	do {                                                                    \
+		__u32 zero_ = 0;                                                \
+		struct tp_stats *stats_ = bpf_map_lookup_elem(&map_stats, &zero_); \
+		if (stats_)                                                     \
+			stats_->counter++;                                      \
+	} while (0)
+
+/* The configuration, or NULL where nothing must be done: not committed yet, or not ours to read. */
+static __always_inline struct tp_config *config_get(void)
+{
+	__u32 zero = 0;
+	struct tp_config *cfg = bpf_map_lookup_elem(&map_config, &zero);
+
+	if (!cfg || cfg->magic != ABI_MAGIC || cfg->abi != ABI_VERSION || !cfg->enabled)
+		return NULL;
+	return cfg;
+}
+
+#endif

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Everything that is pinned, and where. An instance is one directory of bpffs:
+ *
+ *	/sys/fs/bpf/NAME/map_config ...		the maps below
+ *	/sys/fs/bpf/NAME/prog_connect4 ...	the programs below
+ *	/sys/fs/bpf/NAME/link_connect4_4711 ...	one link a program and attached cgroup (its id)
+ *
+ * bpffs refuses a '.' in a name. '~' cannot occur in an instance name, so NAME~new (a directory
+ * being prepared) and map_socks~new (an object being replaced) never clash with anything.
+ */
+#ifndef TPROXY_PINS_H
+#define TPROXY_PINS_H
+
+#define BPFFS_ROOT "/sys/fs/bpf"
+#define PIN_DEFAULT_INSTANCE "tproxy"
+#define PIN_NEW_SUFFIX "~new"
+
+#define PIN_MAP_PREFIX "map_"
+#define PIN_PROG_PREFIX "prog_"
+#define PIN_LINK_PREFIX "link_"
+
+/* X(name): pinned as map_NAME, called map_NAME in the object. */
+#define PIN_MAPS(X) X(config) X(socks) X(ports) X(listeners) X(stats)
+
+/* X(name, attach type): pinned as prog_NAME, called tp_NAME in the object; all attach to a cgroup. */
+#define PIN_PROGS(X)                                 \
+	X(connect4, BPF_CGROUP_INET4_CONNECT)        \
+	X(connect6, BPF_CGROUP_INET6_CONNECT)        \
+	X(sockops, BPF_CGROUP_SOCK_OPS)              \
+	X(getsockopt, BPF_CGROUP_GETSOCKOPT)         \
+	X(getpeername4, BPF_CGROUP_INET4_GETPEERNAME) \
+	X(getpeername6, BPF_CGROUP_INET6_GETPEERNAME) \
+	X(sock_release, BPF_CGROUP_INET_SOCK_RELEASE)
+
+#endif

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The life of a record after connect(). It is freed when the client's socket reaches CLOSE, whichever
+ * way it got there; the accepted socket has a copy of its own by then.
+ *
+ * barrier() ends one branch wherever two read different context fields: clang would otherwise merge
+ * the loads into one through a computed pointer, which the verifier refuses.
+ */
+#ifndef TPROXY_SOCKOPS_BPF_H
+#define TPROXY_SOCKOPS_BPF_H
+
+static __always_inline void port_key(struct tp_port_key *key, __u64 netns,
+				     const struct tp_endpoint *client, __u16 proxy_port)
+{
+	key->netns = netns;
+	__builtin_memcpy(key->ip, client->ip, sizeof(key->ip));
+	key->port = client->port;
+	key->proxy_port = proxy_port;
+	key->reserved = 0;
+}
+
+static __always_inline void record_free(__u64 cookie)
+{
+	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
+	struct tp_port_key key;
+	__u64 *owner;
+
+	if (!rec)
+		return;
+	if (rec->src.family) {
+		port_key(&key, rec->netns, &rec->src, rec->proxy_port);
+		owner = bpf_map_lookup_elem(&map_ports, &key);
+		if (owner && *owner == cookie)
+			bpf_map_delete_elem(&map_ports, &key);
+	}
+	bpf_map_delete_elem(&map_socks, &cookie);
+	COUNT(record_freed);
+}
+
+/* Client end. What matters is the family of the connection, not of the socket (v4-mapped). */
+static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
+	struct tp_endpoint src = {};
+	struct tp_port_key key;
+
+	if (!rec)
+		return;
+	src.family = rec->dst.family;
+	src.port = ctx->local_port;
+	if (src.family == AF_INET) {
+		ip_set_v4(src.ip, ctx->local_ip4);
+		barrier();
+	} else {
+		ip_set_v6(src.ip, ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2],
+			  ctx->local_ip6[3]);
+	}
+	rec->src = src;
+	port_key(&key, rec->netns, &src, rec->proxy_port);
+	if (bpf_map_update_elem(&map_ports, &key, &cookie, BPF_ANY))
+		COUNT(no_port_space);
+	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+/* Accepted end, before accept() can return it. */
+static __always_inline void proxy_accepted(struct bpf_sock_ops *ctx)
+{
+	struct tp_endpoint peer = {};
+	struct tp_port_key key;
+	struct tp_record *rec;
+	struct bpf_sock *sk = ctx->sk;
+	struct tp_mark *mark;
+	__u64 *cookie;
+
+	if (!sk)
+		return;
+	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
+	if (!mark || mark->role != TP_ROLE_LISTENER)
+		return;
+	if (ctx->family == AF_INET) {
+		ip_set_v4(peer.ip, ctx->remote_ip4);
+		barrier();
+	} else {
+		ip_set_v6(peer.ip, ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2],
+			  ctx->remote_ip6[3]);
+	}
+	peer.port = bpf_ntohl(ctx->remote_port);
+	port_key(&key, mark->netns, &peer, ctx->local_port);
+	cookie = bpf_map_lookup_elem(&map_ports, &key);
+	rec = cookie ? bpf_map_lookup_elem(&map_socks, cookie) : NULL;
+	if (!rec) {
+		COUNT(accepted_unknown);
+		return;
+	}
+	mark->client = *rec;
+	mark->role = TP_ROLE_ACCEPTED;
+	COUNT(accepted);
+}
+
+#endif

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Theory of operation
+ *
+ * connect4/6	decide what happens to a connect() (connect.bpf.h). A redirected one leaves a record in
+ *		map_socks under the client's socket cookie.
+ * sockops	TCP_CONNECT, client end: the port is known, the SYN unsent: map_ports ties it to the cookie.
+ *		PASSIVE_ESTABLISHED, accepted end (known by the mark cloned from its listener): the
+ *		record is copied to the socket, where it lives as long as the socket does.
+ *		STATE -> CLOSE, client end: both entries go.
+ * sock_release	the same for a client that never got as far as TCP_CONNECT.
+ * getsockopt	SO_ORIGINAL_DST and the whole record, on the accepted end.
+ * getpeername	the original destination, on the client end.
+ *
+ * Every entry point leaves at once, and counts why, what is not its business.
+ */
+#include <linux/bpf.h>
+#include <linux/errno.h>
+#include <linux/in.h>
+#include <linux/tcp.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_core_read.h>
+
+#include "abi.h"
+#include "compat.bpf.h"
+#include "maps.bpf.h"
+#include "addr.bpf.h"
+#include "connect.bpf.h"
+#include "sockops.bpf.h"
+#include "sockopt.bpf.h"
+
+#ifndef SOCK_STREAM
+#define SOCK_STREAM 1
+#endif
+
+static __always_inline int is_tcp(struct bpf_sock_addr *ctx)
+{
+	return ctx->type == SOCK_STREAM && ctx->protocol == IPPROTO_TCP;
+}
+
+SEC("cgroup/connect4")
+int tp_connect4(struct bpf_sock_addr *ctx)
+{
+	struct tp_endpoint dst = {.family = AF_INET};
+	struct tp_config *cfg = config_get();
+	enum verdict verdict;
+
+	if (!cfg)
+		return 1;
+	if (!is_tcp(ctx)) {
+		COUNT(not_tcp);
+		return 1;
+	}
+	ip_set_v4(dst.ip, ctx->user_ip4);
+	dst.port = bpf_ntohs(ctx->user_port);
+	verdict = connect_decide(ctx, cfg, &dst);
+	if (verdict != VERDICT_REDIRECT)
+		return connect_not_redirected(ctx, cfg, verdict);
+	ctx->user_ip4 = LOOPBACK_V4;
+	ctx->user_port = bpf_htons(cfg->port);
+	return 1;
+}
+
+SEC("cgroup/connect6")
+int tp_connect6(struct bpf_sock_addr *ctx)
+{
+	struct tp_endpoint dst = {.family = AF_INET6};
+	struct tp_config *cfg = config_get();
+	enum verdict verdict;
+
+	if (!cfg)
+		return 1;
+	if (!is_tcp(ctx)) {
+		COUNT(not_tcp);
+		return 1;
+	}
+	ip_set_v6(dst.ip, ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]);
+	dst.port = bpf_ntohs(ctx->user_port);
+	if (ip_is_v4(dst.ip))
+		dst.family = AF_INET;
+	verdict = connect_decide(ctx, cfg, &dst);
+	if (verdict != VERDICT_REDIRECT)
+		return connect_not_redirected(ctx, cfg, verdict);
+	ctx->user_ip6[0] = 0;
+	ctx->user_ip6[1] = 0;
+	if (dst.family == AF_INET) {
+		ctx->user_ip6[2] = V4_MAPPED_WORD;
+		ctx->user_ip6[3] = LOOPBACK_V4;
+	} else {
+		ctx->user_ip6[2] = 0;
+		ctx->user_ip6[3] = bpf_htonl(1);
+	}
+	ctx->user_port = bpf_htons(cfg->port);
+	return 1;
+}
+
+SEC("sockops")
+int tp_sockops(struct bpf_sock_ops *ctx)
+{
+	switch (ctx->op) {
+	case BPF_SOCK_OPS_TCP_CONNECT_CB:
+		client_connecting(ctx);
+		break;
+	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
+		proxy_accepted(ctx);
+		break;
+	case BPF_SOCK_OPS_STATE_CB:
+		if (ctx->args[1] == BPF_TCP_CLOSE)
+			record_free(bpf_get_socket_cookie(ctx));
+		break;
+	}
+	return 1; /* and ctx->reply as it is: other programs' tuning stands */
+}
+
+SEC("cgroup/sock_release")
+int tp_sock_release(struct bpf_sock *sk)
+{
+	/* A socket that is still closing keeps its record until STATE_CB says CLOSE. */
+	if (sk->protocol == IPPROTO_TCP && sk->state == BPF_TCP_CLOSE)
+		record_free(bpf_get_socket_cookie(sk));
+	return 1;
+}
+
+SEC("cgroup/getsockopt")
+int tp_getsockopt(struct bpf_sockopt *ctx)
+{
+	return sockopt_answer(ctx);
+}
+
+static __always_inline struct tp_record *client_record(struct bpf_sock_addr *ctx)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+
+	return bpf_map_lookup_elem(&map_socks, &cookie);
+}
+
+SEC("cgroup/getpeername4")
+int tp_getpeername4(struct bpf_sock_addr *ctx)
+{
+	struct tp_record *rec = client_record(ctx);
+
+	if (rec && rec->dst.family == AF_INET) {
+		ctx->user_ip4 = ip_v4(rec->dst.ip);
+		ctx->user_port = bpf_htons(rec->dst.port);
+		COUNT(peername);
+	}
+	return 1;
+}
+
+SEC("cgroup/getpeername6")
+int tp_getpeername6(struct bpf_sock_addr *ctx)
+{
+	struct tp_record *rec = client_record(ctx);
+
+	if (rec) {
+		const __be32 *w = (const __be32 *)rec->dst.ip;
+
+		ctx->user_ip6[0] = w[0];
+		ctx->user_ip6[1] = w[1];
+		ctx->user_ip6[2] = w[2];
+		ctx->user_ip6[3] = w[3];
+		ctx->user_port = bpf_htons(rec->dst.port);
+		COUNT(peername);
+	}
+	return 1;
+}
+
+/* bpf_skc_to_tcp_sock is for GPL programs only; the dual licence of the file includes it. */
+char _license[] SEC("license") = "Dual BSD/GPL";

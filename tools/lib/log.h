@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Messages to stderr. Where stderr is the journal each line carries its priority as <N>, elsewhere
+ * the program's name. Library code does not log above debug; whoever stops an error's way logs it
+ * once, naming the object, the reason and what to do next.
+ */
+#ifndef TPROXY_LOG_H
+#define TPROXY_LOG_H
+
+#include <stdint.h>
+#include <syslog.h>
+
+#include "util.h"
+
+/* program: shown before each message where stderr is not the journal; kept by reference. */
+void log_init(const char *program);
+
+/* max: least important priority that is written (LOG_ERR..LOG_DEBUG); LOG_INFO at start. */
+void log_set_level(int max);
+
+/* Parses err, warning, notice, info or debug. Returns 0, or -EINVAL. */
+int log_level_parse(const char *word, int *ret_level);
+
+void log_write(int priority, const char *fmt, ...) _printf_(2, 3);
+
+#define log_error(...)	 log_write(LOG_ERR, __VA_ARGS__)
+#define log_warning(...) log_write(LOG_WARNING, __VA_ARGS__)
+#define log_notice(...)	 log_write(LOG_NOTICE, __VA_ARGS__)
+#define log_info(...)	 log_write(LOG_INFO, __VA_ARGS__)
+#define log_debug(...)	 log_write(LOG_DEBUG, __VA_ARGS__)
+
+/* For what a peer can trigger: at most `burst` messages in `interval_ms`. */
+struct log_limit {
+	unsigned int burst;
+	unsigned int interval_ms;
+	unsigned int count;
+	unsigned int missed;
+	uint64_t begin_ms;
+};
+
+/* Whether one more may be written now; *ret_missed is how many were not since the last one. */
+int log_allowed(struct log_limit *limit, unsigned int *ret_missed);
+
+#endif
