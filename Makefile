@@ -38,7 +38,7 @@ CPPFLAGS += -D_GNU_SOURCE -I$(O) -Itools/lib
 CFLAGS ?= -O2 -g
 ALL_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -Wmissing-prototypes -Wshadow -Wvla \
 	-fno-strict-aliasing -fstack-protector-strong -fPIE -MMD -MP $(SAN_FLAGS) $(CFLAGS)
-ALL_LDFLAGS = -pie -Wl,-z,relro,-z,now $(SAN_FLAGS) $(LDFLAGS)
+ALL_LDFLAGS = -pie -Wl,--as-needed -Wl,-z,relro,-z,now $(SAN_FLAGS) $(LDFLAGS)
 ifdef SAN
 SAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 else
@@ -117,17 +117,22 @@ $(O)/%.o: %.c $(O)/.deps-ok $(O)/version.h
 
 $(LOADER_OBJS): $(O)/bpf/tproxy.skel.h
 
-link = $(call say,LINK,$@)$(CC) $(ALL_LDFLAGS) -o $@ $(filter %.o,$^) $(PKG_LIBS)
+# What the three programs share is an archive, so that each takes only what it uses.
+LIB := $(O)/libtproxy.a
+$(LIB): $(LIB_OBJS)
+	$(call say,AR,$@)rm -f $@ && $(AR) rcs $@ $^
 
-$(O)/tproxy-load: $(LOADER_OBJS) $(LIB_OBJS)
+link = $(call say,LINK,$@)$(CC) $(ALL_LDFLAGS) -o $@ $(filter %.o %.a,$^) $(PKG_LIBS)
+
+$(O)/tproxy-load: $(LOADER_OBJS) $(LIB)
 	$(link)
-$(O)/tproxyd: $(PROXY_OBJS) $(LIB_OBJS)
+$(O)/tproxyd: $(PROXY_OBJS) $(LIB)
 	$(link)
-$(O)/tproxy: $(TOOL_OBJS) $(LIB_OBJS)
+$(O)/tproxy: $(TOOL_OBJS) $(LIB)
 	$(link)
 
-$(O)/tests/%: $(O)/tests/unit/%.o $(LIB_OBJS) $(filter-out %/main.o,$(PROXY_OBJS))
-	$(call say,LINK,$@)$(CC) $(ALL_LDFLAGS) -o $@ $(filter %.o,$^) $(PKG_LIBS) -lcmocka
+$(O)/tests/%: $(O)/tests/unit/%.o $(filter-out %/main.o,$(PROXY_OBJS)) $(LIB)
+	$(call say,LINK,$@)$(CC) $(ALL_LDFLAGS) -o $@ $(filter %.o %.a,$^) $(PKG_LIBS) -lcmocka
 $(O)/tests/%: $(O)/tests/programs/%.o
 	$(link)
 

@@ -51,6 +51,22 @@ int log_level_parse(const char *word, int *ret_level)
 	return -EINVAL;
 }
 
+size_t log_prefix(int priority, char *buf, size_t size)
+{
+	if (log_journal)
+		return snprintf(buf, size, "<%d>", priority);
+	return snprintf(buf, size, "%s: ", log_program);
+}
+
+void log_raw(const char *lines, size_t len)
+{
+	int saved = errno;
+
+	/* A full disk or a closed stderr must not stop the service: the lines are lost. */
+	if (write(STDERR_FILENO, lines, len) < 0)
+		errno = saved;
+}
+
 void log_write(int priority, const char *fmt, ...)
 {
 	char line[2048];
@@ -59,10 +75,7 @@ void log_write(int priority, const char *fmt, ...)
 
 	if (priority > log_max)
 		return;
-	if (log_journal)
-		n = snprintf(line, sizeof(line), "<%d>", priority);
-	else
-		n = snprintf(line, sizeof(line), "%s: ", log_program);
+	n = log_prefix(priority, line, sizeof(line));
 	errno = saved; /* for %m */
 	va_start(ap, fmt);
 	n += vsnprintf(line + n, sizeof(line) - n, fmt, ap);
@@ -70,10 +83,7 @@ void log_write(int priority, const char *fmt, ...)
 	if (n > (int)sizeof(line) - 2)
 		n = sizeof(line) - 2;
 	line[n++] = '\n';
-	/* One write a line, so that lines of several processes do not mix. A full disk or a closed
-	 * stderr must not stop the service: the message is lost. */
-	if (write(STDERR_FILENO, line, n) < 0)
-		errno = saved;
+	log_raw(line, n); /* one write a line, so that lines of several processes do not mix */
 	errno = saved;
 }
 

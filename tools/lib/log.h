@@ -23,6 +23,11 @@ int log_level_parse(const char *word, int *ret_level);
 
 void log_write(int priority, const char *fmt, ...) _printf_(2, 3);
 
+/* For callers that put lines together themselves: what goes before a message (the length written),
+ * and the write of whole lines. */
+size_t log_prefix(int priority, char *buf, size_t size);
+void log_raw(const char *lines, size_t len);
+
 #define log_error(...)	 log_write(LOG_ERR, __VA_ARGS__)
 #define log_warning(...) log_write(LOG_WARNING, __VA_ARGS__)
 #define log_notice(...)	 log_write(LOG_NOTICE, __VA_ARGS__)

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: BSD-2-Clause
+#include "load.h"
+
+#include <bpf/bpf.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "set.h"
+
+__u64 load_time(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_REALTIME, &now);
+	return (__u64)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+static int load_config(const struct object *obj, const struct settings *settings, struct failure *f)
+{
+	struct tp_config config = {
+		.magic = ABI_MAGIC,
+		.abi = ABI_VERSION,
+		.policy = settings->policy,
+		.port = settings->port,
+		.build = object_build(),
+		.loaded_ns = load_time(),
+	};
+	__u32 zero = 0;
+
+	snprintf(config.name, sizeof(config.name), "%s", settings->common.name);
+	if (bpf_map_update_elem(object_map_fd(obj, PIN_MAP_config), &zero, &config, BPF_ANY))
+		return fail(f, -errno, "cannot write map_config: %m");
+	return 0;
+}
+
+static int pin_all(struct undo *u, const struct object *obj, const char *dir, struct failure *f)
+{
+	char path[PATH_MAX + 32];
+	int err;
+
+	for (int m = 0; m < PIN_MAP_COUNT; m++) {
+		snprintf(path, sizeof(path), "%s/%s", dir, pin_maps[m].name);
+		err = undo_pin(u, object_map_fd(obj, m), path, f);
+		if (err)
+			return err;
+	}
+	for (int p = 0; p < PIN_PROG_COUNT; p++) {
+		snprintf(path, sizeof(path), "%s/%s", dir, pin_progs[p].pin);
+		err = undo_pin(u, object_prog_fd(obj, p), path, f);
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+static int attach_all(struct undo *u, const struct object *obj, const struct cgroups *cgs,
+		      const char *dir, struct failure *f)
+{
+	char path[PATH_MAX + 80], file[64];
+
+	for (size_t c = 0; c < cgs->count; c++)
+		for (int i = 0; i < PIN_PROG_COUNT; i++) {
+			enum pin_prog prog = set_attach_order[i];
+			int err;
+
+			snprintf(path, sizeof(path), "%s/%s", dir,
+				 link_name_format(prog, cgs->items[c].id, file));
+			err = undo_attach(u, object_prog_fd(obj, prog), cgs->items[c].fd,
+					  pin_progs[prog].attach_type, path, f);
+			if (err)
+				return err;
+		}
+	return 0;
+}
+
+/* The hooks see enabled = 0 and let everything pass until the very last store. */
+static int load_steps(struct undo *u, const struct object *obj, const struct settings *settings,
+		      const struct cgroups *cgs, struct failure *f)
+{
+	const char *name = settings->common.name;
+	char dir[PATH_MAX], side[PATH_MAX];
+	struct tp_config *config;
+	int err;
+
+	instance_dir(name, "", dir);
+	instance_dir(name, PIN_NEW_SUFFIX, side);
+	config = mmap(NULL, sizeof(*config), PROT_READ | PROT_WRITE, MAP_SHARED,
+		      object_map_fd(obj, PIN_MAP_config), 0);
+	if (config == MAP_FAILED)
+		return fail(f, -errno, "cannot map map_config: %m");
+	err = undo_mkdir(u, side, f);
+	if (!err)
+		err = pin_all(u, obj, side, f);
+	if (!err)
+		err = attach_all(u, obj, cgs, side, f);
+	if (!err)
+		err = undo_rename(u, side, dir, f);
+	if (!err) {
+		__atomic_store_n(&config->enabled, 1, __ATOMIC_RELEASE);
+		undo_commit(u);
+	}
+	munmap(config, sizeof(*config));
+	return err;
+}
+
+int load_first(const struct settings *settings, const struct cgroups *cgs, struct object *obj,
+	       struct failure *f)
+{
+	struct undo undo _cleanup_undo_ = {0};
+	int err = object_load(obj, f);
+
+	if (!err)
+		err = load_config(obj, settings, f);
+	if (!err)
+		err = load_steps(&undo, obj, settings, cgs, f);
+	return err;
+}

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: BSD-2-Clause
+#include "plan.h"
+
+#include <stdarg.h>
+#include <string.h>
+
+/*
+ * bpf_map__reuse_fd() takes any map of the type: whether the programs can live with it is ours to say.
+ * A set of another ABI can only be replaced as a whole; no such migration exists yet, as there is one
+ * ABI only.
+ */
+static int maps_check(const struct set *set, const struct object *obj, struct plan *plan,
+		      struct failure *f)
+{
+	for (int m = 0; m < PIN_MAP_COUNT; m++) {
+		const struct pin *pin = set_find(set, PIN_MAP, m, false);
+		const struct bpf_map *map = obj->map[m];
+
+		if (pin->key_size != bpf_map__key_size(map) ||
+		    pin->value_size != bpf_map__value_size(map) ||
+		    pin->map_flags != bpf_map__map_flags(map))
+			return fail(f, -EPROTO,
+				    "%s of instance %s was made by another version of tproxy (entries of "
+				    "%u+%u bytes, flags %#x; expected %u+%u, %#x) and cannot be kept; unload "
+				    "it first: tproxy-load --unload --name %s", pin->file, set->name,
+				    pin->key_size, pin->value_size, pin->map_flags, bpf_map__key_size(map),
+				    bpf_map__value_size(map), bpf_map__map_flags(map), set->name);
+		if (pin->max_entries == bpf_map__max_entries(map))
+			continue;
+		if (!object_map_sized(m))
+			return fail(f, -EPROTO,
+				    "%s of instance %s has %u entries, expected %u, and cannot be kept; "
+				    "unload it first: tproxy-load --unload --name %s", pin->file, set->name,
+				    pin->max_entries, bpf_map__max_entries(map), set->name);
+		plan->resize[m] = true;
+	}
+	if (!set->config)
+		return fail(f, -EIO, "cannot map map_config of instance %s; unload it first: tproxy-load "
+			    "--unload --name %s", set->name, set->name);
+	if (set->config->magic != ABI_MAGIC || set->config->abi != ABI_VERSION)
+		return fail(f, -EPROTO,
+			    "the hooks of instance %s speak version %u, this program %u; unload them first: "
+			    "tproxy-load --unload --name %s", set->name,
+			    set->config->magic == ABI_MAGIC ? set->config->abi : 0, ABI_VERSION, set->name);
+	return 0;
+}
+
+static const char *reload_reason(const struct set *set, const struct plan *plan)
+{
+	if (set->config->build != object_build())
+		return "another build";
+	if (plan_resizes(plan))
+		return "other map sizes";
+	for (int p = 0; p < PIN_PROG_COUNT; p++)
+		if (!set_find(set, PIN_PROG, p, false))
+			return "a pin was missing";
+	for (size_t i = 0; i < set->count; i++) {
+		const struct pin *pin = &set->pins[i];
+
+		if (pin->kind == PIN_LINK && pin->link.cgroup_id &&
+		    pin->link.prog_id != set_find(set, PIN_PROG, pin->index, false)->id)
+			return "a link held another program";
+	}
+	return NULL;
+}
+
+bool plan_keeps(const struct cgroups *cgs, const struct pin *pin)
+{
+	return pin->link.cgroup_id == pin->link.pinned_cgroup &&
+	       cgroups_contain(cgs, pin->link.cgroup_id);
+}
+
+static bool config_differs(const struct tp_config *config, const struct settings *settings)
+{
+	return config->port != settings->port || config->policy != (__u32)settings->policy ||
+	       !config->enabled;
+}
+
+int plan_make(const struct settings *settings, const struct cgroups *cgs, const struct set *set,
+	      const struct object *obj, struct plan *ret, struct failure *f)
+{
+	struct plan plan = {0};
+	int err;
+
+	if (!set->exists) {
+		plan.fresh = true;
+		plan.attach = cgs->count * PIN_PROG_COUNT;
+		*ret = plan;
+		return 0;
+	}
+	err = maps_check(set, obj, &plan, f);
+	if (err)
+		return err;
+	plan.reload = reload_reason(set, &plan);
+	plan.settings = config_differs(set->config, settings);
+	for (size_t c = 0; c < cgs->count; c++)
+		for (int p = 0; p < PIN_PROG_COUNT; p++)
+			plan.attach += !set_find_link(set, p, cgs->items[c].id);
+	for (size_t i = 0; i < set->count; i++)
+		plan.detach += set->pins[i].kind == PIN_LINK && !plan_keeps(cgs, &set->pins[i]);
+	*ret = plan;
+	return 0;
+}
+
+bool plan_resizes(const struct plan *plan)
+{
+	for (int m = 0; m < PIN_MAP_COUNT; m++)
+		if (plan->resize[m])
+			return true;
+	return false;
+}
+
+bool plan_empty(const struct plan *plan)
+{
+	return !plan->fresh && !plan->reload && !plan->settings && !plan->attach && !plan->detach;
+}
+
+static void clause(char buf[256], const char *fmt, ...) _printf_(2, 3);
+
+static void clause(char buf[256], const char *fmt, ...)
+{
+	size_t used = strlen(buf);
+	va_list ap;
+
+	if (used)
+		used += snprintf(buf + used, 256 - used, ", ");
+	va_start(ap, fmt);
+	vsnprintf(buf + used, 256 - used, fmt, ap);
+	va_end(ap);
+}
+
+const char *plan_describe(const struct plan *plan, const struct settings *settings, char buf[256])
+{
+	buf[0] = 0;
+	if (plan->fresh)
+		clause(buf, "loaded");
+	if (plan->reload)
+		clause(buf, "programs replaced (%s)", plan->reload);
+	if (plan_resizes(plan))
+		clause(buf, "resized to %llu connections", (unsigned long long)settings->max_connections);
+	if (plan->settings)
+		clause(buf, "settings stored");
+	if (plan->attach && !plan->fresh)
+		clause(buf, "%zu links added", plan->attach);
+	if (plan->detach)
+		clause(buf, "%zu links removed", plan->detach);
+	if (plan_empty(plan))
+		clause(buf, "unchanged");
+	return buf;
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: BSD-2-Clause
+#include "repair.h"
+
+#include <bpf/bpf.h>
+#include <fcntl.h>
+#include <string.h>
+
+#include "log.h"
+#include "unload.h"
+
+static bool has_side_pins(const struct set *set)
+{
+	for (size_t i = 0; i < set->count; i++)
+		if (set->pins[i].side && set->pins[i].kind != PIN_FOREIGN)
+			return true;
+	return false;
+}
+
+static bool has_all_maps(const struct set *set)
+{
+	for (int m = 0; m < PIN_MAP_COUNT; m++)
+		if (!set_find(set, PIN_MAP, m, false))
+			return false;
+	return true;
+}
+
+bool repair_needed(const struct set *set, const struct set *side)
+{
+	return side->exists || (set->exists && (!has_all_maps(set) || has_side_pins(set)));
+}
+
+static int set_reread(struct set *set, struct failure *f)
+{
+	char name[TP_NAME_LEN];
+
+	snprintf(name, sizeof(name), "%s", set->name);
+	set_free(set);
+	return set_read(name, "", set, f);
+}
+
+/*
+ * Whether an interrupted upgrade had got as far as swapping all links: each one runs what was about to
+ * be pinned, or is pinned already. Programs get their side pins before maps do, and are renamed before
+ * them, so that side pins of maps alone mean the renaming.
+ */
+static bool upgrade_got_through(const struct set *set)
+{
+	bool alive = false;
+
+	for (size_t i = 0; i < set->count; i++) {
+		const struct pin *pin = &set->pins[i], *next;
+
+		if (pin->kind != PIN_LINK || !pin->link.cgroup_id)
+			continue;
+		next = set_find(set, PIN_PROG, pin->index, true);
+		if (!next)
+			next = set_find(set, PIN_PROG, pin->index, false);
+		if (!next || next->id != pin->link.prog_id)
+			return false;
+		alive = true;
+	}
+	return alive;
+}
+
+static int side_pins_rename(const struct set *set, enum pin_kind kind, struct failure *f)
+{
+	char from[PATH_MAX], to[PATH_MAX];
+
+	for (size_t i = 0; i < set->count; i++) {
+		const struct pin *pin = &set->pins[i];
+
+		if (!pin->side || pin->kind != kind)
+			continue;
+		set_path(set, pin->file, from);
+		snprintf(to, sizeof(to), "%.*s", (int)(strlen(from) - strlen(PIN_NEW_SUFFIX)), from);
+		if (rename(from, to))
+			return fail(f, -errno, "cannot rename %s to %s: %m", from, to);
+	}
+	return 0;
+}
+
+static int link_swap_back(const struct set *set, const struct pin *pin, struct failure *f)
+{
+	LIBBPF_OPTS(bpf_link_update_opts, opts, .flags = BPF_F_REPLACE);
+	const struct pin *old = set_find(set, PIN_PROG, pin->index, false);
+	const struct pin *new = set_find(set, PIN_PROG, pin->index, true);
+
+	if (!old || !new || pin->link.prog_id != new->id)
+		return 0;
+	opts.old_prog_fd = new->fd;
+	if (bpf_link_update(pin->fd, old->fd, &opts) && errno != ENOLINK)
+		return fail(f, -errno, "cannot update the program of %s/%s: %m", set->dir, pin->file);
+	return 0;
+}
+
+static int upgrade_take_back(const struct set *set, struct failure *f)
+{
+	char path[PATH_MAX];
+	int err;
+
+	for (size_t i = 0; i < set->count; i++)
+		if (set->pins[i].kind == PIN_LINK) {
+			err = link_swap_back(set, &set->pins[i], f);
+			if (err)
+				return err;
+		}
+	/* Maps first: side pins of maps alone would mean that all was done but the renaming. */
+	for (int kind = PIN_MAP; kind <= PIN_PROG; kind++)
+		for (size_t i = 0; i < set->count; i++) {
+			const struct pin *pin = &set->pins[i];
+
+			if (pin->side && (int)pin->kind == kind &&
+			    unlink(set_path(set, pin->file, path)))
+				return fail(f, -errno, "cannot remove %s: %m", path);
+		}
+	return 0;
+}
+
+/* The map called as our table says among those that a program uses; -ENOENT if it uses none such. */
+static int map_of_program(int prog_fd, enum pin_map map)
+{
+	struct bpf_prog_info info = {};
+	__u32 len = sizeof(info), ids[16] = {0};
+
+	info.nr_map_ids = ARRAY_SIZE(ids);
+	info.map_ids = (__u64)(unsigned long)ids;
+	if (bpf_obj_get_info_by_fd(prog_fd, &info, &len))
+		return -errno;
+	for (__u32 i = 0; i < info.nr_map_ids && i < ARRAY_SIZE(ids); i++) {
+		struct bpf_map_info found = {};
+		int fd _cleanup_fd_ = bpf_map_get_fd_by_id(ids[i]);
+
+		len = sizeof(found);
+		if (fd < 0 || bpf_obj_get_info_by_fd(fd, &found, &len))
+			continue;
+		if (found.type == pin_maps[map].type && !strcmp(found.name, pin_maps[map].name))
+			return TAKE_FD(fd);
+	}
+	return -ENOENT;
+}
+
+/* A pin that somebody removed: programs in force still hold the map. -ENOENT if none does. */
+static int map_recover(const struct set *set, enum pin_map map, struct failure *f)
+{
+	char path[PATH_MAX];
+
+	for (size_t i = 0; i < set->count; i++) {
+		const struct pin *pin = &set->pins[i];
+		int prog _cleanup_fd_ = -1, fd _cleanup_fd_ = -1;
+
+		if (pin->kind == PIN_LINK)
+			prog = bpf_prog_get_fd_by_id(pin->link.prog_id);
+		else if (pin->kind == PIN_PROG && !pin->side)
+			prog = fcntl(pin->fd, F_DUPFD_CLOEXEC, 0);
+		if (prog < 0)
+			continue;
+		fd = map_of_program(prog, map);
+		if (fd < 0)
+			continue;
+		if (bpf_obj_pin(fd, set_path(set, pin_maps[map].name, path)))
+			return fail(f, -errno, "cannot pin %s: %m", path);
+		log_notice("instance %s: pinned %s again, which had gone", set->name, pin_maps[map].name);
+		return 0;
+	}
+	return -ENOENT;
+}
+
+static int maps_recover(struct set *set, struct failure *f)
+{
+	int err;
+
+	for (int m = 0; m < PIN_MAP_COUNT; m++) {
+		if (set_find(set, PIN_MAP, m, false))
+			continue;
+		err = map_recover(set, m, f);
+		if (err == -ENOENT) {
+			/* The programs that need it are not even pinned: this set does nothing. */
+			log_notice("instance %s: removing what is left of it, %s has gone", set->name,
+				   pin_maps[m].name);
+			return unload_set(set, f);
+		}
+		if (err)
+			return err;
+	}
+	return 0;
+}
+
+int repair_instance(struct set *set, const struct set *side, struct failure *f)
+{
+	int err = 0;
+
+	if (side->exists) {
+		log_notice("instance %s: removing what an interrupted run left in %s", set->name,
+			   side->dir);
+		err = unload_set(side, f);
+	}
+	if (!err && has_side_pins(set)) {
+		bool through = upgrade_got_through(set);
+
+		log_notice("instance %s: an upgrade was interrupted, %s it", set->name,
+			   through ? "completing" : "taking back");
+		if (!through)
+			err = upgrade_take_back(set, f);
+		else
+			err = side_pins_rename(set, PIN_PROG, f) ?: side_pins_rename(set, PIN_MAP, f);
+		if (!err)
+			err = set_reread(set, f);
+	}
+	if (!err && set->exists && !has_all_maps(set)) {
+		err = maps_recover(set, f);
+		if (!err)
+			err = set_reread(set, f);
+	}
+	return err;
+}

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: BSD-2-Clause
+#include "unload.h"
+
+#include <bpf/bpf.h>
+#include <string.h>
+
+#include "log.h"
+
+struct removal {
+	const struct set *set;
+	struct failure *f;
+	int err; /* first */
+};
+
+static void pin_remove(struct removal *rm, const struct pin *pin)
+{
+	char path[PATH_MAX];
+
+	/*
+	 * A link that is only unlinked detaches some time later, after an RCU grace period, and not at
+	 * all while somebody holds it open. A dead one cannot be detached, which is as good.
+	 */
+	if (pin->kind == PIN_LINK)
+		bpf_link_detach(pin->fd);
+	if (unlink(set_path(rm->set, pin->file, path)) && errno != ENOENT && !rm->err)
+		rm->err = fail(rm->f, -errno, "cannot remove %s: %m", path);
+}
+
+static void links_remove(struct removal *rm)
+{
+	for (int i = PIN_PROG_COUNT - 1; i >= 0; i--)
+		for (size_t n = 0; n < rm->set->count; n++) {
+			const struct pin *pin = &rm->set->pins[n];
+
+			if (pin->kind == PIN_LINK && pin->index == (int)set_attach_order[i])
+				pin_remove(rm, pin);
+		}
+}
+
+static void others_remove(struct removal *rm)
+{
+	const struct set *set = rm->set;
+
+	for (size_t n = 0; n < set->count; n++)
+		if (set->pins[n].kind == PIN_PROG)
+			pin_remove(rm, &set->pins[n]);
+	for (size_t n = 0; n < set->count; n++)
+		if (set->pins[n].kind == PIN_MAP && set->pins[n].index != PIN_MAP_config)
+			pin_remove(rm, &set->pins[n]);
+	for (size_t n = 0; n < set->count; n++)
+		if (set->pins[n].kind == PIN_MAP && set->pins[n].index == PIN_MAP_config)
+			pin_remove(rm, &set->pins[n]);
+}
+
+int unload_set(const struct set *set, struct failure *f)
+{
+	struct removal rm = {.set = set, .f = f};
+
+	if (!set->exists)
+		return 0;
+	if (set->config && set->config->magic == ABI_MAGIC && set->config->abi == ABI_VERSION)
+		__atomic_store_n(&set->config->enabled, 0, __ATOMIC_RELEASE);
+	links_remove(&rm);
+	others_remove(&rm);
+	if (!rm.err && !set->foreign && rmdir(set->dir) && errno != ENOENT)
+		rm.err = fail(f, -errno, "cannot remove %s: %m", set->dir);
+	return rm.err;
+}
+
+static size_t links_count(const struct set *set)
+{
+	size_t count = 0;
+
+	for (size_t n = 0; n < set->count; n++)
+		count += set->pins[n].kind == PIN_LINK;
+	return count;
+}
+
+int unload_run(const char *name, struct failure *f)
+{
+	struct set set _cleanup_set_ = {0}, side _cleanup_set_ = {0};
+	struct failure foreign;
+	int err;
+
+	err = set_read(name, "", &set, f);
+	if (!err)
+		err = set_read(name, PIN_NEW_SUFFIX, &side, f);
+	if (!err)
+		err = unload_set(&set, f);
+	if (!err)
+		err = unload_set(&side, f);
+	if (err)
+		return err;
+	if (set_refuse_foreign(&set, &foreign))
+		log_warning("left alone: %s", foreign.text);
+	if (set_refuse_foreign(&side, &foreign))
+		log_warning("left alone: %s", foreign.text);
+	if (set.count == set.foreign && side.count == side.foreign && (set.foreign || !set.exists) &&
+	    (side.foreign || !side.exists))
+		log_info("instance %s: nothing is loaded, nothing to unload", name);
+	else
+		log_info("instance %s: unloaded, %zu links removed", name,
+			 links_count(&set) + links_count(&side));
+	return 0;
+}

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Taking a set of pins away: all that is ours, nothing else. */
+#ifndef TPROXY_LOADER_UNLOAD_H
+#define TPROXY_LOADER_UNLOAD_H
+
+#include "set.h"
+
+/*
+ * Removes what is ours of a set and, if it is empty then, its directory. The hooks are switched off
+ * first and map_config, by which an instance is known, goes last: a killed run leaves nothing in force
+ * and something that the next one finds. Goes on after an error and returns the first.
+ */
+int unload_set(const struct set *set, struct failure *f);
+
+/* --unload: the instance and what killed runs left of it. Says what was done. */
+int unload_run(const char *name, struct failure *f);
+
+#endif

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: BSD-2-Clause
+#include "upgrade.h"
+
+#include <bpf/bpf.h>
+#include <string.h>
+
+#include "load.h"
+#include "log.h"
+#include "transfer.h"
+#include "undo.h"
+
+struct upgrade {
+	const struct settings *settings;
+	const struct cgroups *cgs;
+	const struct set *set;
+	const struct object *obj;
+	const struct plan *plan;
+	struct failure *f;
+	struct transfer transfer[PIN_MAP_COUNT]; /* of the maps that are resized */
+	int *old_progs;				 /* what each link of the set ran before; -1 */
+	struct undo undo;
+};
+
+static void upgrade_free(struct upgrade *up)
+{
+	undo_rollback(&up->undo); /* before what it borrows goes */
+	for (int m = 0; m < PIN_MAP_COUNT; m++)
+		transfer_free(&up->transfer[m]);
+	for (size_t i = 0; up->old_progs && i < up->set->count; i++)
+		fd_close(up->old_progs[i]);
+	free(up->old_progs);
+}
+
+int upgrade_load(const struct set *set, struct object *obj, const struct plan *plan,
+		 struct failure *f)
+{
+	for (int m = 0; m < PIN_MAP_COUNT; m++) {
+		int err;
+
+		if (plan->resize[m])
+			continue;
+		err = bpf_map__reuse_fd(obj->map[m], set_find(set, PIN_MAP, m, false)->fd);
+		if (err)
+			return fail(f, err, "cannot use the pinned %s: %s", pin_maps[m].name,
+				    strerror(-err));
+	}
+	return object_load(obj, f);
+}
+
+/* Programs before maps: repair.c tells by it how far an interrupted upgrade got. */
+static int side_pins_make(struct upgrade *up)
+{
+	char path[PATH_MAX];
+	int err = 0;
+
+	for (int p = 0; !err && p < PIN_PROG_COUNT; p++)
+		err = undo_pin(&up->undo, object_prog_fd(up->obj, p),
+			       set_side_path(up->set, pin_progs[p].pin, path), up->f);
+	for (int m = 0; !err && m < PIN_MAP_COUNT; m++)
+		if (up->plan->resize[m])
+			err = undo_pin(&up->undo, object_map_fd(up->obj, m),
+				       set_side_path(up->set, pin_maps[m].name, path), up->f);
+	return err;
+}
+
+static int side_pins_rename(struct upgrade *up)
+{
+	char from[PATH_MAX], to[PATH_MAX];
+	int err = 0;
+
+	for (int p = 0; !err && p < PIN_PROG_COUNT; p++) {
+		const struct pin *old = set_find(up->set, PIN_PROG, p, false);
+
+		err = undo_replace(&up->undo, set_side_path(up->set, pin_progs[p].pin, from),
+				   set_path(up->set, pin_progs[p].pin, to), old ? old->fd : -1, up->f);
+	}
+	for (int m = 0; !err && m < PIN_MAP_COUNT; m++)
+		if (up->plan->resize[m])
+			err = undo_replace(&up->undo, set_side_path(up->set, pin_maps[m].name, from),
+					   set_path(up->set, pin_maps[m].name, to),
+					   set_find(up->set, PIN_MAP, m, false)->fd, up->f);
+	return err;
+}
+
+static int transfers_sync(struct upgrade *up)
+{
+	int err = 0;
+
+	for (int m = 0; !err && m < PIN_MAP_COUNT; m++)
+		if (up->plan->resize[m])
+			err = transfer_sync(&up->transfer[m], up->f);
+	if (err == -E2BIG)
+		return fail(up->f, err,
+			    "instance %s has more connections now than --max-connections %llu would hold; "
+			    "choose more", up->set->name,
+			    (unsigned long long)up->settings->max_connections);
+	return err;
+}
+
+/*
+ * The first pass takes long, the second carries what changed during the first: what is left for the
+ * third, after the swap, is little.
+ */
+static int transfers_begin(struct upgrade *up)
+{
+	for (int m = 0; m < PIN_MAP_COUNT; m++) {
+		const struct pin *pin = set_find(up->set, PIN_MAP, m, false);
+
+		up->transfer[m] = (struct transfer){.from = pin->fd,
+						    .to = object_map_fd(up->obj, m),
+						    .key_size = pin->key_size,
+						    .value_size = pin->value_size};
+	}
+	return transfers_sync(up) ?: transfers_sync(up);
+}
+
+static int links_swap(struct upgrade *up)
+{
+	for (size_t i = 0; i < up->set->count; i++) {
+		const struct pin *pin = &up->set->pins[i];
+		char path[PATH_MAX];
+		int err;
+
+		if (pin->kind != PIN_LINK || !pin->link.cgroup_id)
+			continue;
+		set_path(up->set, pin->file, path);
+		up->old_progs[i] = bpf_prog_get_fd_by_id(pin->link.prog_id);
+		if (up->old_progs[i] < 0)
+			return fail(up->f, -errno, "cannot open the program of %s: %m", path);
+		err = undo_swap(&up->undo, pin->fd, object_prog_fd(up->obj, pin->index),
+				up->old_progs[i], path, up->f);
+		if (err && err != -ENOLINK) /* its cgroup went a moment ago: it runs nothing now */
+			return err;
+	}
+	return 0;
+}
+
+/* A dead link is in nobody's way but by its name, and cannot be brought to life again. */
+static void dead_link_unpin(const struct upgrade *up, const char *file)
+{
+	char path[PATH_MAX];
+
+	for (size_t i = 0; i < up->set->count; i++) {
+		const struct pin *pin = &up->set->pins[i];
+
+		if (pin->kind == PIN_LINK && !pin->link.cgroup_id && !strcmp(pin->file, file))
+			unlink(set_path(up->set, file, path));
+	}
+}
+
+static int links_add(struct upgrade *up)
+{
+	char path[PATH_MAX], file[64];
+
+	for (size_t c = 0; c < up->cgs->count; c++)
+		for (int i = 0; i < PIN_PROG_COUNT; i++) {
+			enum pin_prog prog = set_attach_order[i];
+			const struct cgroup *cg = &up->cgs->items[c];
+			int prog_fd, err;
+
+			if (set_find_link(up->set, prog, cg->id))
+				continue;
+			prog_fd = up->plan->reload ? object_prog_fd(up->obj, prog)
+						   : set_find(up->set, PIN_PROG, prog, false)->fd;
+			dead_link_unpin(up, link_name_format(prog, cg->id, file));
+			err = undo_attach(&up->undo, prog_fd, cg->fd, pin_progs[prog].attach_type,
+					  set_path(up->set, file, path), up->f);
+			if (err)
+				return err;
+		}
+	return 0;
+}
+
+/* Field by field, by aligned stores: proxies register in the same structure at the same time. */
+static void settings_store(const struct upgrade *up)
+{
+	struct tp_config *config = up->set->config;
+
+	__atomic_store_n(&config->policy, (__u32)up->settings->policy, __ATOMIC_RELAXED);
+	__atomic_store_n(&config->build, object_build(), __ATOMIC_RELAXED);
+	__atomic_store_n(&config->loaded_ns, load_time(), __ATOMIC_RELAXED);
+	__atomic_store_n(&config->port, (__u16)up->settings->port, __ATOMIC_RELEASE);
+	__atomic_store_n(&config->enabled, 1, __ATOMIC_RELEASE);
+}
+
+/* In the reverse order of attaching: what redirects goes first. */
+static int links_remove(const struct upgrade *up)
+{
+	char path[PATH_MAX];
+
+	for (int o = PIN_PROG_COUNT - 1; o >= 0; o--)
+		for (size_t i = 0; i < up->set->count; i++) {
+			const struct pin *pin = &up->set->pins[i];
+
+			if (pin->kind != PIN_LINK || pin->index != (int)set_attach_order[o] ||
+			    plan_keeps(up->cgs, pin))
+				continue;
+			if (pin->link.cgroup_id)
+				bpf_link_detach(pin->fd);
+			/* The name of a dead one may be a new link's by now. */
+			if (!pin->link.cgroup_id && cgroups_contain(up->cgs, pin->link.pinned_cgroup))
+				continue;
+			if (unlink(set_path(up->set, pin->file, path)) && errno != ENOENT)
+				return fail(up->f, -errno, "cannot remove %s: %m", path);
+		}
+	return 0;
+}
+
+/* All that can fail and be taken back. */
+static int upgrade_prepare(struct upgrade *up)
+{
+	int err = 0;
+
+	if (up->plan->reload)
+		err = side_pins_make(up);
+	if (!err && plan_resizes(up->plan)) {
+		err = transfers_begin(up);
+		/*
+		 * While half of the programs use the new maps and half the old ones a connection would be
+		 * redirected by one half and unknown to the other. Without a port the failure policy
+		 * applies instead, for the microseconds of the swap, or until the next run if this one is
+		 * killed in between.
+		 */
+		if (!err)
+			err = undo_store_port(&up->undo, &up->set->config->port, 0, up->f);
+	}
+	if (!err && up->plan->reload)
+		err = links_swap(up);
+	if (!err)
+		err = links_add(up);
+	if (!err && up->plan->reload)
+		err = side_pins_rename(up);
+	return err;
+}
+
+int upgrade_apply(const struct settings *settings, const struct cgroups *cgs, const struct set *set,
+		  struct object *obj, const struct plan *plan, struct failure *f)
+{
+	struct upgrade up _cleanup_(upgrade_free) = {
+		.settings = settings, .cgs = cgs, .set = set, .obj = obj, .plan = plan, .f = f};
+	int err;
+
+	if (plan->reload) {
+		err = upgrade_load(set, obj, plan, f);
+		if (err)
+			return err;
+	}
+	up.old_progs = malloc((set->count + 1) * sizeof(int));
+	if (!up.old_progs)
+		return fail(f, -ENOMEM, "out of memory");
+	for (size_t i = 0; i < set->count; i++)
+		up.old_progs[i] = -1;
+	err = upgrade_prepare(&up);
+	if (err)
+		return err;
+	if (plan->settings || plan->reload)
+		settings_store(&up);
+	undo_commit(&up.undo);
+	if (transfers_sync(&up))
+		log_warning("instance %s: some connections made during the upgrade may be reset: %s",
+			    set->name, f->text);
+	return links_remove(&up);
+}
