@@ -1,0 +1,259 @@
+// SPDX-License-Identifier: BSD-2-Clause
+#include "listener.h"
+
+#include <arpa/inet.h>
+#include <bpf/bpf.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "endpoint.h"
+
+#define SELFTEST_TIMEOUT_MS 2000
+#define SELFTEST_PORT	    9
+
+/* Addresses reserved for documentation (RFC 5737, RFC 3849): nothing real can be behind them. */
+static const struct tp_endpoint selftest_dst[LISTENER_COUNT] = {
+	{{[10] = 0xff, 0xff, 192, 0, 2, 1}, SELFTEST_PORT, AF_INET},
+	{{0x20, 0x01, 0x0d, 0xb8, [15] = 1}, SELFTEST_PORT, AF_INET6},
+};
+
+static const struct tp_endpoint loopback[LISTENER_COUNT] = {
+	{{[10] = 0xff, 0xff, 127, 0, 0, 1}, 0, AF_INET},
+	{{[15] = 1}, 0, AF_INET6},
+};
+
+static int listen_on(const struct tp_endpoint *where, uint16_t port)
+{
+	struct tp_endpoint ep = *where;
+	struct sockaddr_storage addr;
+	int fd _cleanup_fd_ = -1;
+	socklen_t len;
+	int one = 1;
+
+	ep.port = port;
+	endpoint_to_sockaddr(&ep, &addr, &len);
+	fd = socket(ep.family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+	if (fd < 0)
+		return -errno;
+	/* Accepted sockets inherit TCP_NODELAY: without it a write-write-read client waits 40 ms. */
+	if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) ||
+	    (ep.family == AF_INET6 &&
+	     setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one))) ||
+	    bind(fd, (struct sockaddr *)&addr, len) || listen(fd, INT32_MAX))
+		return -errno; /* the kernel caps the backlog at net.core.somaxconn */
+	return TAKE_FD(fd);
+}
+
+static int open_failed(const struct proxy *p, int family, int err, struct failure *f)
+{
+	const char *ip = family == LISTENER_V4 ? "127.0.0.1" : "[::1]";
+
+	if (err == -EADDRINUSE)
+		return fail(f, err,
+			    "cannot listen on %s:%u: another process holds it (another tproxyd of "
+			    "instance %s, or a stranger); find it with: ss -ltnp 'sport = %u'",
+			    ip, p->port, p->instance.name, p->port);
+	return fail(f, err, "cannot listen on %s:%u: %s; is the loopback interface up?", ip, p->port,
+		    strerror(-err));
+}
+
+int listener_open(struct proxy *p, struct failure *f)
+{
+	p->port = p->instance.config->port;
+	if (!p->port)
+		return fail(f, -EINVAL, "instance %s has no port; load it anew: tproxy-load --name %s",
+			    p->instance.name, p->instance.name);
+	for (int i = 0; i < LISTENER_COUNT; i++) {
+		p->listener[i] = listen_on(&loopback[i], p->port);
+		if (p->listener[i] >= 0)
+			continue;
+		/* A namespace without IPv6 has no ::1; its clients have no IPv6 either. */
+		if (i == LISTENER_V6 &&
+		    (p->listener[i] == -EAFNOSUPPORT || p->listener[i] == -EADDRNOTAVAIL))
+			p->listener[i] = -1;
+		else
+			return open_failed(p, i, p->listener[i], f);
+	}
+	return 0;
+}
+
+static int mark_set(const struct proxy *p, int fd, enum tp_role role)
+{
+	struct tp_mark mark = {.role = role};
+
+	return bpf_map_update_elem(p->instance.map[PIN_MAP_listeners], &fd, &mark, BPF_ANY) ? -errno :
+											       0;
+}
+
+int listener_register(struct proxy *p, struct failure *f)
+{
+	struct sockaddr_in nowhere = {.sin_family = AF_INET,
+				      .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+	struct tp_proxy *slots = p->instance.config->proxies, *slot = NULL;
+	struct tp_mark mark = {0};
+	int fd _cleanup_fd_ = -1;
+	int err;
+
+	/* The connect itself cannot succeed, and need not: the hook runs before it is tried. */
+	fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+	if (fd < 0)
+		return fail(f, -errno, "cannot open a socket: %m");
+	err = mark_set(p, fd, TP_ROLE_REGISTER);
+	if (err)
+		return fail(f, err, "cannot mark a socket in map_listeners of instance %s: %s",
+			    p->instance.name, strerror(-err));
+	(void)!connect(fd, (struct sockaddr *)&nowhere, sizeof(nowhere));
+	if (bpf_map_lookup_elem(p->instance.map[PIN_MAP_listeners], &fd, &mark))
+		return fail(f, -errno, "cannot read map_listeners of instance %s: %m",
+			    p->instance.name);
+	if (!mark.tgid && !p->instance.config->enabled)
+		return fail(f, -EAGAIN, "the hooks of instance %s are loaded but not enabled; run "
+			    "tproxy-load --name %s", p->instance.name, p->instance.name);
+	if (!mark.tgid)
+		return fail(f, -EXDEV,
+			    "this process is in no cgroup that the hooks of instance %s are attached to, "
+			    "so they could not answer for the connections it accepts; start it inside one "
+			    "of them (tproxy status --name %s), or add its own: tproxy-load --cgroup",
+			    p->instance.name, p->instance.name);
+	p->tgid = mark.tgid;
+	p->netns = mark.netns;
+
+	/* We hold the port of this namespace, so whoever else is entered for it is gone: a pid that
+	 * has since been given to another process must not stay exempt. */
+	for (int i = 0; i < TP_MAX_PROXIES; i++)
+		if (slots[i].tgid && slots[i].netns == p->netns)
+			__atomic_store_n(&slots[i].tgid, 0, __ATOMIC_RELEASE);
+	for (int i = 0; i < TP_MAX_PROXIES && !slot; i++) {
+		__u32 free_slot = 0;
+
+		if (__atomic_compare_exchange_n(&slots[i].tgid, &free_slot, UINT32_MAX, 0,
+						__ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+			slot = &slots[i];
+	}
+	if (!slot)
+		return fail(f, -EUSERS, "instance %s has %d proxies registered already, the most it can "
+			    "have; stop one (tproxy status --name %s)", p->instance.name, TP_MAX_PROXIES,
+			    p->instance.name);
+	slot->netns = p->netns;
+	__atomic_store_n(&slot->tgid, p->tgid, __ATOMIC_RELEASE);
+	return 0;
+}
+
+int listener_trust(struct proxy *p, struct failure *f)
+{
+	for (int i = 0; i < LISTENER_COUNT; i++) {
+		int err = p->listener[i] < 0 ? 0 : mark_set(p, p->listener[i], TP_ROLE_LISTENER);
+
+		if (err)
+			return fail(f, err, "cannot mark the listener in map_listeners of instance %s: %s",
+				    p->instance.name, strerror(-err));
+	}
+	p->trusted = 1;
+	return 0;
+}
+
+void listener_distrust(struct proxy *p)
+{
+	for (int i = 0; i < LISTENER_COUNT; i++)
+		if (p->listener[i] >= 0)
+			bpf_map_delete_elem(p->instance.map[PIN_MAP_listeners], &p->listener[i]);
+	p->trusted = 0;
+}
+
+void listener_close(struct proxy *p)
+{
+	struct tp_proxy *slots = p->instance.config ? p->instance.config->proxies : NULL;
+
+	for (int i = 0; i < LISTENER_COUNT; i++)
+		p->listener[i] = fd_close(p->listener[i]);
+	for (int i = 0; slots && p->tgid && i < TP_MAX_PROXIES; i++)
+		if (slots[i].tgid == p->tgid && slots[i].netns == p->netns)
+			__atomic_store_n(&slots[i].tgid, 0, __ATOMIC_RELEASE);
+}
+
+int listener_record(int fd, struct tp_record *ret_record)
+{
+	socklen_t len = sizeof(*ret_record);
+
+	if (getsockopt(fd, TP_SOL, TP_SO_RECORD, ret_record, &len) || len != sizeof(*ret_record))
+		return -ENOENT;
+	return 0;
+}
+
+/* Whether SO_ORIGINAL_DST on `fd` names `dst`. */
+static int original_dst_is(int fd, const struct tp_endpoint *dst)
+{
+	int v4 = dst->family == AF_INET;
+	struct sockaddr_storage addr = {0};
+	socklen_t len = v4 ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+	struct tp_endpoint answer;
+
+	if (getsockopt(fd, v4 ? SOL_IP : SOL_IPV6, 80 /* SO_ORIGINAL_DST */, &addr, &len) ||
+	    endpoint_from_sockaddr((struct sockaddr *)&addr, &answer))
+		return 0;
+	return !memcmp(&answer, dst, sizeof(answer));
+}
+
+/* Accepts until the connection with `cookie` is met; others go to `accepted`. fd or -errno. */
+static int accept_own(struct proxy *p, int listener, __u64 cookie,
+		      void (*accepted)(struct proxy *p, int fd))
+{
+	struct pollfd poller = {.fd = listener, .events = POLLIN};
+	struct tp_record rec;
+
+	while (poll(&poller, 1, SELFTEST_TIMEOUT_MS) > 0) {
+		int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+		if (fd < 0)
+			return -errno;
+		if (!listener_record(fd, &rec) && rec.cookie == cookie)
+			return fd;
+		accepted(p, fd);
+	}
+	return -ETIMEDOUT;
+}
+
+static int selftest_family(struct proxy *p, int family, void (*accepted)(struct proxy *p, int fd),
+			   struct failure *f)
+{
+	const struct tp_endpoint *dst = &selftest_dst[family];
+	int client _cleanup_fd_ = -1, server _cleanup_fd_ = -1;
+	char text[ENDPOINT_STRLEN];
+	struct sockaddr_storage addr;
+	socklen_t len, size = sizeof(__u64);
+	__u64 cookie;
+
+	endpoint_format(dst, text);
+	endpoint_to_sockaddr(dst, &addr, &len);
+	client = socket(dst->family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+	if (client < 0 || mark_set(p, client, TP_ROLE_SELFTEST) ||
+	    getsockopt(client, SOL_SOCKET, SO_COOKIE, &cookie, &size))
+		return fail(f, -errno, "self-test: cannot prepare a socket: %m");
+	if (connect(client, (struct sockaddr *)&addr, len) && errno != EINPROGRESS)
+		return fail(f, -errno,
+			    "self-test: a connection to %s was not redirected to port %u: %m; see "
+			    "tproxy doctor", text, p->port);
+	server = accept_own(p, p->listener[family], cookie, accepted);
+	if (server < 0)
+		return fail(f, server, "self-test: a connection to %s did not arrive at port %u; see "
+			    "tproxy doctor", text, p->port);
+	if (!original_dst_is(server, dst))
+		return fail(f, -EPROTO, "self-test: SO_ORIGINAL_DST does not name %s; are other programs "
+			    "attached to the getsockopt hook? see tproxy doctor", text);
+	return 0;
+}
+
+int listener_selftest(struct proxy *p, void (*accepted)(struct proxy *p, int fd), struct failure *f)
+{
+	for (int i = 0; i < LISTENER_COUNT; i++) {
+		int err = p->listener[i] < 0 ? 0 : selftest_family(p, i, accepted, f);
+
+		if (err)
+			return err;
+	}
+	return 0;
+}

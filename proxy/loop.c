@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: BSD-2-Clause
+#include "loop.h"
+
+#include <signal.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <systemd/sd-daemon.h>
+#include <time.h>
+
+#include "event.h"
+#include "listener.h"
+#include "log.h"
+#include "session.h"
+
+#define BATCH	     256
+#define ACCEPT_BATCH 64
+#define RESUME_MS    100 /* how long accepting pauses when descriptors or slots ran out */
+#define FD_RESERVE   64	 /* for pipes, logs and libraries: never spent on sessions */
+#define LINGER_MS    100 /* clients that were redirected just before the mark went are still served */
+
+static uint64_t monotonic_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+static int watch_listeners(struct proxy *p)
+{
+	for (int i = 0; i < LISTENER_COUNT; i++) {
+		int err = p->listener[i] < 0 ? 0 :
+					       event_add(p->epoll, p->listener[i], EPOLLIN,
+							 event_pack(EVENT_LISTENER, i, 0));
+
+		if (err)
+			return err;
+	}
+	p->resume_ms = 0;
+	return 0;
+}
+
+/* The kernel's backlog is the buffer while we cannot take more. */
+static void pause_accepting(struct proxy *p)
+{
+	for (int i = 0; i < LISTENER_COUNT; i++)
+		if (p->listener[i] >= 0)
+			epoll_ctl(p->epoll, EPOLL_CTL_DEL, p->listener[i], NULL);
+	p->resume_ms = p->now_ms + RESUME_MS;
+}
+
+int loop_init(struct proxy *p, struct failure *f)
+{
+	sigset_t set;
+	int err;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	signal(SIGHUP, SIG_IGN);
+	p->epoll = epoll_create1(EPOLL_CLOEXEC);
+	p->signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+	if (p->epoll < 0 || p->signals < 0)
+		return fail(f, -errno, "cannot make the event loop: %m");
+	err = event_add(p->epoll, p->signals, EPOLLIN, event_pack(EVENT_SIGNAL, 0, 0));
+	if (!err)
+		err = watch_listeners(p);
+	return err ? fail(f, err, "cannot watch the listeners: %s", strerror(-err)) : 0;
+}
+
+void loop_free(struct proxy *p)
+{
+	p->epoll = fd_close(p->epoll);
+	p->signals = fd_close(p->signals);
+}
+
+static int room_for_one(const struct proxy *p)
+{
+	uint64_t used = table_used(&p->table);
+
+	return used < p->table.slots && 2 * used + 2 * p->pipes.open + FD_RESERVE + 2 <= p->fd_limit;
+}
+
+static void out_of(struct proxy *p, const char *what)
+{
+	static struct log_limit limit = {.burst = 1, .interval_ms = 10000};
+	unsigned int missed;
+
+	pause_accepting(p);
+	if (log_allowed(&limit, &missed))
+		log_warning("not accepting for now: %s; %u sessions are open, new ones wait in the "
+			    "backlog", what, table_used(&p->table));
+}
+
+static void accept_batch(struct proxy *p, int listener)
+{
+	for (int i = 0; i < ACCEPT_BATCH; i++) {
+		int fd;
+
+		if (!room_for_one(p)) {
+			out_of(p, "max-sessions or the descriptor limit is reached");
+			return;
+		}
+		fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+		if (fd >= 0) {
+			session_accepted(p, fd);
+			continue;
+		}
+		switch (errno) {
+		case EAGAIN:
+			return;
+		case EMFILE:
+		case ENFILE:
+		case ENOBUFS:
+		case ENOMEM:
+			out_of(p, strerror(errno));
+			return;
+		default: /* the connection has already failed (accept(2)): on to the next */
+			break;
+		}
+	}
+}
+
+static void begin_drain(struct proxy *p, int signo)
+{
+	if (p->drain_until) {
+		log_notice("%s again: ending %u sessions now", strsignal(signo),
+			   table_used(&p->table));
+		p->drain_until = p->now_ms;
+		return;
+	}
+	listener_distrust(p);
+	p->drain_until = p->now_ms + p->settings.drain_timeout;
+	if (p->drain_until < p->now_ms + LINGER_MS)
+		p->drain_until = p->now_ms + LINGER_MS;
+	sd_notify(0, "STOPPING=1");
+	log_notice("%s: no new connections; %u sessions may end within %llu s", strsignal(signo),
+		   table_used(&p->table), (unsigned long long)p->settings.drain_timeout / 1000);
+}
+
+static void read_signals(struct proxy *p)
+{
+	struct signalfd_siginfo info;
+
+	while (read(p->signals, &info, sizeof(info)) == sizeof(info))
+		begin_drain(p, info.ssi_signo);
+}
+
+static void dispatch(struct proxy *p, const struct epoll_event *ev)
+{
+	uint64_t datum = ev->data.u64;
+	struct session *s;
+
+	switch (event_type(datum)) {
+	case EVENT_SIGNAL:
+		read_signals(p);
+		break;
+	case EVENT_LISTENER:
+		if (!p->resume_ms && p->listener[event_slot(datum)] >= 0)
+			accept_batch(p, p->listener[event_slot(datum)]);
+		break;
+	case EVENT_CLIENT:
+	case EVENT_UPSTREAM:
+		s = table_find(&p->table, event_slot(datum), event_generation(datum));
+		if (s)
+			session_event(p, s, event_type(datum) == EVENT_CLIENT ? CLIENT : UPSTREAM,
+				      ev->events);
+		break;
+	}
+}
+
+/* Milliseconds epoll may sleep; -1: until an event. */
+static int sleep_ms(const struct proxy *p)
+{
+	uint64_t next = session_next_deadline(p);
+
+	if (p->resume_ms && (!next || p->resume_ms < next))
+		next = p->resume_ms;
+	if (p->drain_until && (!next || next > p->now_ms + LINGER_MS))
+		next = p->now_ms + LINGER_MS;
+	if (!next)
+		return -1;
+	return next <= p->now_ms ? 0 : (int)(next - p->now_ms);
+}
+
+/* 1 once everything is over. */
+static int drained(struct proxy *p)
+{
+	if (!p->drain_until)
+		return 0;
+	if (p->listener[LISTENER_V4] >= 0 &&
+	    p->drain_until - p->settings.drain_timeout + LINGER_MS <= p->now_ms)
+		listener_close(p);
+	if (p->drain_until <= p->now_ms) {
+		listener_close(p);
+		session_end_all(p);
+		return 1;
+	}
+	return p->listener[LISTENER_V4] < 0 && !table_used(&p->table);
+}
+
+int loop_run(struct proxy *p, struct failure *f)
+{
+	struct epoll_event events[BATCH];
+
+	for (;;) {
+		int n;
+
+		p->now_ms = monotonic_ms();
+		if (p->resume_ms && p->resume_ms <= p->now_ms)
+			watch_listeners(p);
+		if (drained(p))
+			return 0;
+		n = epoll_wait(p->epoll, events, BATCH, sleep_ms(p));
+		if (n < 0 && errno != EINTR)
+			return fail(f, -errno, "cannot wait for events: %m");
+		p->now_ms = monotonic_ms();
+		for (int i = 0; i < n; i++)
+			dispatch(p, &events[i]);
+		session_run_ready(p);
+		session_expire(p);
+		session_reap(p);
+	}
+}

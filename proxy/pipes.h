@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The pool of pipes that bytes in flight sit in. A direction borrows one for as long as it holds
+ * bytes; an idle session holds none. Pipes are referred to by index, as the session table must not
+ * hold pointers.
+ */
+#ifndef TPROXY_PIPES_H
+#define TPROXY_PIPES_H
+
+#include <stdint.h>
+
+struct pipe {
+	int fd[2]; /* read end, write end; both non-blocking */
+	uint32_t next_free;
+};
+
+struct pipes {
+	struct pipe *all;
+	uint32_t allocated; /* length of `all` */
+	uint32_t first_free;
+	uint32_t first_closed; /* entries without descriptors, chained like the free ones */
+	uint32_t idle;	       /* open and free */
+	uint32_t open;	       /* open, free or lent */
+};
+
+void pipes_init(struct pipes *p);
+void pipes_free(struct pipes *p);
+
+/* Index of an empty pipe. -EMFILE, -ENFILE or -ENOMEM where none is to be had. */
+int pipes_take(struct pipes *p, uint32_t *ret_index);
+
+/* Gives an empty pipe back. */
+void pipes_put(struct pipes *p, uint32_t index);
+
+/* Closes a pipe that may still hold bytes. */
+void pipes_discard(struct pipes *p, uint32_t index);
+
+#endif

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: BSD-2-Clause
+/*
+ * Theory of operation
+ *
+ * Bytes go source socket -> pipe -> destination socket and never enter user space. A direction takes
+ * bytes from its source only while its pipe is empty, so that EAGAIN from the source has one meaning
+ * (nothing there) and back-pressure is immediate: a destination that does not take bytes stops us
+ * from reading, the source's window closes, its sender blocks.
+ *
+ * The sockets are watched edge-triggered. A pump therefore runs until EAGAIN on one side, or until its
+ * budget is used up and the session is put on the ready list.
+ *
+ * The order of ends is that of a direct connection: FIN after the last byte, a reset after the last
+ * byte that came before it.
+ */
+#include "relay.h"
+
+#include <fcntl.h>
+#include <sys/socket.h>
+
+#define CHUNK	   (1U << 20) /* asked for in one splice; what a pipe holds bounds what comes */
+#define PUMP_STEPS 16	      /* splices into the pipe before others get a turn */
+
+static void give_back(struct direction *d, struct pipes *pipes)
+{
+	if (d->pipe == NO_PIPE)
+		return;
+	if (d->queued)
+		pipes_discard(pipes, d->pipe);
+	else
+		pipes_put(pipes, d->pipe);
+	d->pipe = NO_PIPE;
+	d->queued = 0;
+}
+
+void relay_release(struct session *s, struct pipes *pipes)
+{
+	give_back(&s->dir[CLIENT], pipes);
+	give_back(&s->dir[UPSTREAM], pipes);
+}
+
+/* Pipe to destination. 0, -EAGAIN, or the destination's error. */
+static int drain(struct session *s, enum side from, struct pipes *pipes)
+{
+	struct direction *d = &s->dir[from];
+
+	while (d->queued) {
+		ssize_t n = splice(pipes->all[d->pipe].fd[0], NULL, s->fd[!from], NULL, d->queued,
+				   SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+
+		if (n <= 0)
+			return n ? -errno : -EPIPE;
+		d->queued -= n;
+		d->bytes += n;
+	}
+	return 0;
+}
+
+/* Source to pipe, which is empty. 0, -EAGAIN, or why no pipe could be had. */
+static int fill(struct session *s, enum side from, struct pipes *pipes)
+{
+	struct direction *d = &s->dir[from];
+	ssize_t n;
+	int err;
+
+	if (d->pipe == NO_PIPE) {
+		err = pipes_take(pipes, &d->pipe);
+		if (err)
+			return err;
+	}
+	n = splice(s->fd[from], NULL, pipes->all[d->pipe].fd[1], NULL, CHUNK,
+		   SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+	if (n > 0) {
+		d->queued = n;
+		return 0;
+	}
+	if (n < 0 && errno == EAGAIN)
+		return -EAGAIN;
+	/* A socket reports its error once and plain EOF from then on: hence `broken`. */
+	d->source = n < 0 || s->broken & 1 << from ? SOURCE_RESET : SOURCE_FIN;
+	return 0;
+}
+
+enum relay_result relay_pump(struct session *s, enum side from, struct pipes *pipes)
+{
+	struct direction *d = &s->dir[from];
+	int err;
+
+	if (d->shut)
+		return RELAY_SHUT;
+	for (int step = 0; step < PUMP_STEPS; step++) {
+		err = drain(s, from, pipes);
+		if (err == -EAGAIN)
+			return RELAY_WAIT;
+		if (err) { /* the destination was reset: its last bytes come by the other direction */
+			s->broken |= 1 << !from;
+			return RELAY_RESET;
+		}
+		if (d->source == SOURCE_RESET)
+			return RELAY_RESET;
+		if (d->source == SOURCE_FIN) {
+			give_back(d, pipes);
+			shutdown(s->fd[!from], SHUT_WR);
+			d->shut = 1;
+			return RELAY_SHUT;
+		}
+		err = fill(s, from, pipes);
+		if (err == -EAGAIN) {
+			give_back(d, pipes);
+			return RELAY_WAIT;
+		}
+		if (err)
+			return RELAY_STARVED;
+	}
+	return RELAY_MORE;
+}

@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: BSD-2-Clause
+/*
+ * Theory of operation
+ *
+ * An accepted connection has its record before accept() returns it. Its upstream is connected at
+ * once, without blocking, and both sockets are then watched edge-triggered with everything armed, once
+ * and for all. A session is on the list that says what it waits for (table.h). Handlers only put it
+ * on LIST_CLOSING; session_reap() closes it after the batch, so a descriptor number is never reused
+ * while events for its former owner are still in hand.
+ */
+#include "session.h"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "endpoint.h"
+#include "event.h"
+#include "listener.h"
+#include "log.h"
+#include "relay.h"
+#include "sessionlog.h"
+
+#define RETRY_MS 100 /* when nothing else will say that descriptors are to be had again */
+
+static void finish(struct proxy *p, struct session *s, enum session_end end, int reset)
+{
+	s->end = end;
+	s->reset = reset;
+	table_move(&p->table, s, LIST_CLOSING);
+}
+
+static void finish_failed_connect(struct proxy *p, struct session *s, int err)
+{
+	s->error = err;
+	finish(p, s, END_CONNECT_FAILED, 1);
+}
+
+/* Makes the following close() send RST instead of FIN. */
+static void close_will_reset(int fd)
+{
+	struct linger now = {.l_onoff = 1, .l_linger = 0};
+
+	setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+}
+
+static int is_ourselves(const struct proxy *p, const struct tp_endpoint *dst)
+{
+	return dst->port == p->port &&
+	       (dst->family == AF_INET ? dst->ip[12] == 127 : IN6_IS_ADDR_LOOPBACK(dst->ip));
+}
+
+/* 1: connected; 0: under way; or -errno. */
+static int upstream_connect(struct session *s)
+{
+	int fd _cleanup_fd_ = -1;
+	struct sockaddr_storage addr;
+	socklen_t len;
+	int err, one = 1;
+
+	err = endpoint_to_sockaddr(&s->client.dst, &addr, &len);
+	if (err)
+		return err;
+	fd = socket(addr.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+	if (fd < 0)
+		return -errno;
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	err = connect(fd, (struct sockaddr *)&addr, len) ? errno : 0;
+	if (err && err != EINPROGRESS)
+		return -err;
+	s->fd[UPSTREAM] = TAKE_FD(fd);
+	return !err;
+}
+
+static int watch(struct proxy *p, struct session *s, enum side side)
+{
+	return event_add(p->epoll, s->fd[side], EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+			 event_pack(side == CLIENT ? EVENT_CLIENT : EVENT_UPSTREAM,
+				    table_slot(&p->table, s), s->generation));
+}
+
+static void reset_unknown(int fd, const char *why)
+{
+	static struct log_limit limit = {.burst = 5, .interval_ms = 10000};
+	unsigned int missed;
+
+	if (log_allowed(&limit, &missed))
+		log_warning("connection reset: %s (%u similar ones before it not logged)", why, missed);
+	close_will_reset(fd);
+	fd_close(fd);
+}
+
+void session_accepted(struct proxy *p, int fd)
+{
+	struct tp_record client;
+	struct session *s;
+	int r, err;
+
+	if (listener_record(fd, &client)) {
+		reset_unknown(fd, "it was made straight to the proxy's port, or its record has gone");
+		return;
+	}
+	s = table_take(&p->table, LIST_CONNECTING);
+	if (!s) {
+		reset_unknown(fd, "the session table is full; raise max-sessions");
+		return;
+	}
+	s->fd[CLIENT] = fd;
+	s->client = client;
+	s->start_ms = p->now_ms;
+	s->deadline_ms = p->now_ms + p->settings.connect_timeout;
+	if (is_ourselves(p, &client.dst)) {
+		finish(p, s, END_LOOP, 1);
+		return;
+	}
+	r = upstream_connect(s);
+	if (r == -EMFILE || r == -ENFILE || r == -ENOBUFS || r == -ENOMEM) {
+		s->error = -r;
+		finish(p, s, END_NO_RESOURCES, 1);
+		return;
+	}
+	if (r < 0) {
+		finish_failed_connect(p, s, -r);
+		return;
+	}
+	/* Armed after connect(): the first events then tell all that has happened so far. */
+	err = watch(p, s, CLIENT);
+	if (!err)
+		err = watch(p, s, UPSTREAM);
+	if (err) {
+		s->error = -err;
+		finish(p, s, END_NO_RESOURCES, 1);
+	} else if (r == 1) {
+		table_move(&p->table, s, LIST_RELAY);
+	}
+}
+
+static int socket_error(int fd)
+{
+	socklen_t len = sizeof(int);
+	int err = 0;
+
+	getsockopt(fd, SOL_SOCKET, SO_ERROR, &err, &len);
+	return err;
+}
+
+/* Pumps the directions in `sides` (bits 1 << enum side) and decides what the session waits for. */
+static void relay(struct proxy *p, struct session *s, unsigned int sides)
+{
+	enum session_list list = LIST_RELAY;
+
+	if (s->list != LIST_RELAY) /* interrupted: which direction was is not kept */
+		sides = 1 << CLIENT | 1 << UPSTREAM;
+	for (enum side from = CLIENT; from <= UPSTREAM; from++) {
+		if (!(sides & 1 << from))
+			continue;
+		switch (relay_pump(s, from, &p->pipes)) {
+		case RELAY_WAIT:
+		case RELAY_SHUT:
+			break;
+		case RELAY_MORE:
+			list = LIST_READY;
+			break;
+		case RELAY_STARVED:
+			if (list == LIST_RELAY)
+				list = LIST_STARVED;
+			break;
+		case RELAY_RESET:
+			/* What the broken end sent before it broke still goes to the other one. */
+			if (s->broken & 1 << !from)
+				relay_pump(s, !from, &p->pipes);
+			finish(p, s,
+			       (s->broken & 1 << CLIENT) || s->dir[CLIENT].source == SOURCE_RESET ?
+				       END_RESET_CLIENT :
+				       END_RESET_UPSTREAM,
+			       1);
+			return;
+		}
+	}
+	if (s->dir[CLIENT].shut && s->dir[UPSTREAM].shut)
+		finish(p, s, END_CLOSED, 0);
+	else if (list != s->list)
+		table_move(&p->table, s, list);
+}
+
+static void connecting_event(struct proxy *p, struct session *s, enum side side, uint32_t events)
+{
+	int err;
+
+	if (side == CLIENT) {
+		/* FIN alone is no reason to give up: connect, write, close is a valid session. */
+		if (events & (EPOLLERR | EPOLLHUP))
+			finish(p, s, END_CLIENT_GAVE_UP, 1);
+		return;
+	}
+	if (!(events & (EPOLLOUT | EPOLLERR | EPOLLHUP)))
+		return;
+	err = socket_error(s->fd[UPSTREAM]);
+	if (err) {
+		finish_failed_connect(p, s, err);
+		return;
+	}
+	table_move(&p->table, s, LIST_RELAY);
+	relay(p, s, 1 << CLIENT | (events & ~EPOLLOUT ? 1 << UPSTREAM : 0));
+}
+
+void session_event(struct proxy *p, struct session *s, enum side side, uint32_t events)
+{
+	unsigned int sides = 0;
+
+	if (s->list == LIST_CLOSING)
+		return;
+	if (s->list == LIST_CONNECTING) {
+		connecting_event(p, s, side, events);
+		return;
+	}
+	if (events & (EPOLLERR | EPOLLHUP)) {
+		/* After its FIN a socket is not read any more, so ask for the error it may have met. */
+		if (s->dir[side].source != SOURCE_OPEN && socket_error(s->fd[side])) {
+			s->broken |= 1 << side;
+			finish(p, s, side == CLIENT ? END_RESET_CLIENT : END_RESET_UPSTREAM, 1);
+			return;
+		}
+		sides = 1 << CLIENT | 1 << UPSTREAM;
+	}
+	if (events & (EPOLLIN | EPOLLRDHUP))
+		sides |= 1 << side;
+	if (events & EPOLLOUT && s->dir[!side].queued)
+		sides |= 1 << !side;
+	if (sides)
+		relay(p, s, sides);
+}
+
+void session_run_ready(struct proxy *p)
+{
+	struct session *s;
+
+	for (uint32_t n = p->table.lists[LIST_READY].count; n; n--)
+		relay(p, table_first(&p->table, LIST_READY), 0);
+	for (uint32_t n = p->table.lists[LIST_STARVED].count; n; n--) {
+		s = table_first(&p->table, LIST_STARVED);
+		relay(p, s, 0);
+		if (s->list == LIST_STARVED)
+			break; /* none for this one, none for the others */
+	}
+}
+
+void session_expire(struct proxy *p)
+{
+	struct session *s;
+
+	while ((s = table_first(&p->table, LIST_CONNECTING)) && s->deadline_ms <= p->now_ms)
+		finish(p, s, END_CONNECT_TIMEOUT, 1);
+}
+
+uint64_t session_next_deadline(const struct proxy *p)
+{
+	uint32_t slot = p->table.lists[LIST_CONNECTING].first;
+	uint64_t next = slot == NO_SLOT ? 0 : p->table.sessions[slot].deadline_ms;
+
+	if (p->table.lists[LIST_READY].count)
+		return p->now_ms;
+	if (p->table.lists[LIST_STARVED].count && (!next || next > p->now_ms + RETRY_MS))
+		next = p->now_ms + RETRY_MS;
+	return next;
+}
+
+void session_end_all(struct proxy *p)
+{
+	static const enum session_list open_lists[] = {LIST_CONNECTING, LIST_RELAY, LIST_READY,
+						       LIST_STARVED};
+	struct session *s;
+
+	if (!p->table.sessions)
+		return; /* start-up failed before there was a table */
+	for (size_t l = 0; l < ARRAY_SIZE(open_lists); l++)
+		while ((s = table_first(&p->table, open_lists[l])))
+			finish(p, s, END_DRAINED, 1);
+	session_reap(p);
+}
+
+void session_reap(struct proxy *p)
+{
+	struct session *s;
+
+	while ((s = table_first(&p->table, LIST_CLOSING))) {
+		relay_release(s, &p->pipes);
+		for (enum side side = CLIENT; side <= UPSTREAM; side++) {
+			if (s->fd[side] < 0)
+				continue;
+			if (s->reset && !(s->broken & 1 << side))
+				close_will_reset(s->fd[side]);
+			s->fd[side] = fd_close(s->fd[side]);
+		}
+		if (p->settings.log_sessions)
+			sessionlog_add(s, p->now_ms);
+		table_move(&p->table, s, LIST_FREE);
+	}
+	sessionlog_flush();
+}

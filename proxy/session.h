@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* The state machine of a session: accepted -> connecting -> relaying -> closing -> gone. */
+#ifndef TPROXY_SESSION_H
+#define TPROXY_SESSION_H
+
+#include "proxy.h"
+
+/* Takes an accepted connection over, whatever becomes of it. */
+void session_accepted(struct proxy *p, int fd);
+
+/* An epoll event on one of the session's sockets. */
+void session_event(struct proxy *p, struct session *s, enum side side, uint32_t events);
+
+/* One more turn for the sessions that were interrupted, and for those that waited for a pipe. */
+void session_run_ready(struct proxy *p);
+
+/* Ends the ones whose deadline has come. */
+void session_expire(struct proxy *p);
+
+/* Milliseconds of CLOCK_MONOTONIC of the next deadline, 0: none. */
+uint64_t session_next_deadline(const struct proxy *p);
+
+/* Ends all that are left, with a reset. */
+void session_end_all(struct proxy *p);
+
+/* Closes the ended ones and logs them. After each batch of events. */
+void session_reap(struct proxy *p);
+
+#endif

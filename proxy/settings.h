@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* tproxyd's settings; the table that fills them is in main.c. */
+#ifndef TPROXY_SETTINGS_H
+#define TPROXY_SETTINGS_H
+
+#include <stdint.h>
+
+#include "opts.h"
+
+struct settings {
+	struct opt_common common; /* first: see struct opt_program */
+	uint64_t connect_timeout; /* ms */
+	uint64_t drain_timeout;	  /* ms */
+	uint64_t max_sessions;
+	int log_level; /* index into the choices of --log-level, which are in syslog order from err */
+	int log_sessions; /* no, yes */
+};
+
+#endif

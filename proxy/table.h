@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The session table: one fixed slot a session, in shared memory (a memfd), with everything that is
+ * known of the session in it. No pointers: a successor that maps the table elsewhere can read it.
+ *
+ * A slot is on exactly one list. A reference to a session is {slot, generation}: the generation
+ * changes when the slot is freed, so an event that was queued for a session now gone is recognised.
+ */
+#ifndef TPROXY_TABLE_H
+#define TPROXY_TABLE_H
+
+#include <linux/types.h>
+#include <stdint.h>
+
+#include "../bpf/abi.h"
+#include "failure.h"
+
+#define NO_SLOT UINT32_MAX
+#define NO_PIPE UINT32_MAX
+#define TABLE_MAX_SLOTS (1U << 24) /* what the event datum can carry */
+
+enum session_list {
+	LIST_FREE,
+	LIST_CONNECTING, /* waiting for the upstream handshake, oldest first */
+	LIST_RELAY,	 /* relaying; nothing to do until an event comes */
+	LIST_READY,	 /* relaying; was interrupted for fairness, goes on in this turn */
+	LIST_STARVED,	 /* relaying; bytes wait for a pipe, oldest first */
+	LIST_CLOSING,	 /* to be closed after this batch of events */
+	LIST_COUNT
+};
+
+enum side { CLIENT, UPSTREAM };
+
+enum source_end {
+	SOURCE_OPEN,
+	SOURCE_FIN,   /* the source sent FIN; passed on once the pipe is empty */
+	SOURCE_RESET, /* the source was reset; passed on once the pipe is empty */
+};
+
+/* One direction: bytes from fd[side] to fd[!side]. */
+struct direction {
+	uint64_t bytes;	 /* delivered to the destination socket */
+	uint32_t pipe;	 /* index in the pool, NO_PIPE while nothing is in flight */
+	uint32_t queued; /* bytes in the pipe */
+	uint8_t source;	 /* enum source_end */
+	uint8_t shut;	 /* FIN passed on: nothing more will flow */
+	uint8_t reserved[6];
+};
+
+enum session_end {
+	END_CLOSED,	 /* both directions ended with FIN */
+	END_RESET_CLIENT, /* the client reset it */
+	END_RESET_UPSTREAM,
+	END_CONNECT_FAILED,  /* `error` says why */
+	END_CONNECT_TIMEOUT,
+	END_CLIENT_GAVE_UP, /* before the upstream answered */
+	END_DRAINED,	    /* still open when the drain deadline came */
+	END_NO_RESOURCES,   /* no descriptor for the upstream */
+	END_LOOP,	    /* its destination is the proxy itself */
+};
+
+struct session {
+	uint32_t generation;
+	uint32_t prev, next; /* in its list */
+	uint8_t list;	     /* enum session_list */
+	uint8_t end;	     /* enum session_end, once closing */
+	uint8_t broken;	     /* bit 1 << side: that socket has reported an error */
+	uint8_t reset;	     /* close both ends with RST */
+	int32_t fd[2];	     /* by enum side; -1 where there is none */
+	int32_t error;	     /* errno of a failed connect */
+	uint32_t reserved;
+	uint64_t start_ms;    /* CLOCK_MONOTONIC */
+	uint64_t deadline_ms; /* of its list, 0: none */
+	struct direction dir[2]; /* by the side that sends */
+	struct tp_record client;
+};
+
+_Static_assert(sizeof(struct session) <= 256, "a session costs at most 256 bytes");
+
+struct list_head {
+	uint32_t first, last, count;
+};
+
+struct table {
+	int memfd;
+	uint32_t slots;
+	uint32_t touched; /* slots below have been used: memory follows the peak, not the limit */
+	struct list_head lists[LIST_COUNT];
+	struct session *sessions;
+};
+
+int table_init(struct table *t, uint32_t slots, struct failure *f);
+void table_free(struct table *t);
+
+static inline struct session *table_at(struct table *t, uint32_t slot)
+{
+	return &t->sessions[slot];
+}
+
+static inline uint32_t table_slot(const struct table *t, const struct session *s)
+{
+	return s - t->sessions;
+}
+
+/* A cleared session on `list`, or NULL when the table is full. */
+struct session *table_take(struct table *t, enum session_list list);
+
+/* Moves a session to the end of a list; LIST_FREE gives the slot back. */
+void table_move(struct table *t, struct session *s, enum session_list list);
+
+/* The oldest on a list, or NULL. */
+struct session *table_first(struct table *t, enum session_list list);
+
+/* The session that {slot, generation} refers to, or NULL if that one has gone. */
+struct session *table_find(struct table *t, uint32_t slot, uint32_t generation);
+
+/* Sessions that are not free. */
+uint32_t table_used(const struct table *t);
+
+#endif
