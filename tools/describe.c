@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: BSD-2-Clause
+#include "describe.h"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "lib/instance.h"
+#include "lib/links.h"
+#include "lib/mounts.h"
+#include "lib/sockdiag.h"
+#include "mapread.h"
+#include "process.h"
+
+static json_t *time_text(uint64_t realtime_ns)
+{
+	time_t seconds = realtime_ns / 1000000000;
+	struct tm tm;
+	char text[64] = "";
+
+	if (!realtime_ns)
+		return tree_null();
+	if (localtime_r(&seconds, &tm))
+		strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%S%z", &tm);
+	return tree_string(text);
+}
+
+static void describe_config(json_t *tree, const struct tp_config *cfg)
+{
+	char build[32];
+
+	snprintf(build, sizeof(build), "%016llx", (unsigned long long)cfg->build);
+	tree_set(tree, "abi", tree_number(cfg->abi));
+	tree_set(tree, "build", tree_string(build));
+	tree_set(tree, "loaded", time_text(cfg->loaded_ns));
+	tree_set(tree, "enabled", tree_bool(cfg->enabled));
+	tree_set(tree, "port", tree_number(cfg->port));
+	tree_set(tree, "policy",
+		 tree_string(cfg->policy == TP_POLICY_REFUSE ? "refuse" : "direct"));
+}
+
+static void add_cgroup(json_t *cgroups, uint64_t id)
+{
+	char path[PATH_MAX];
+	json_t *cgroup;
+	size_t i;
+
+	json_array_foreach(cgroups, i, cgroup) {
+		if (tree_value(cgroup, "id") == id)
+			return;
+	}
+	cgroup = tree_object();
+	tree_set(cgroup, "id", tree_number(id));
+	tree_set(cgroup, "path", cgroup_path(id, path) ? tree_null() : tree_string(path));
+	tree_add(cgroups, cgroup);
+}
+
+/* By cgroup, then in the order of the table of programs. */
+static int link_order(const void *a, const void *b)
+{
+	const struct hook_link *x = a, *y = b;
+
+	if (x->pinned_cgroup != y->pinned_cgroup)
+		return x->pinned_cgroup < y->pinned_cgroup ? -1 : 1;
+	return (int)x->prog - (int)y->prog;
+}
+
+static json_t *describe_links(const struct hook_link *links, size_t count, json_t *cgroups)
+{
+	json_t *hooks = tree_array();
+
+	for (size_t i = 0; i < count; i++) {
+		const struct hook_link *l = &links[i];
+		json_t *hook = tree_object();
+
+		add_cgroup(cgroups, l->pinned_cgroup);
+		tree_set(hook, "hook", tree_string(pin_progs[l->prog].name));
+		tree_set(hook, "link", tree_number(l->link_id));
+		tree_set(hook, "program", tree_number(l->prog_id));
+		tree_set(hook, "cgroup", l->cgroup_id ? tree_number(l->cgroup_id) : tree_null());
+		tree_set(hook, "pin", tree_string(l->pin));
+		tree_add(hooks, hook);
+	}
+	return hooks;
+}
+
+static int pinned(const char *instance, const char *object)
+{
+	char path[PATH_MAX];
+	struct stat st;
+
+	return !lstat(instance_pin(instance, object, path), &st);
+}
+
+static int linked(const struct hook_link *links, size_t count, int prog, uint64_t cgroup)
+{
+	for (size_t i = 0; i < count; i++)
+		if ((int)links[i].prog == prog && links[i].pinned_cgroup == cgroup)
+			return 1;
+	return 0;
+}
+
+/* Every map, every program, and of each attached cgroup every link; without any cgroup, one of each. */
+static json_t *missing_pins(const char *name, const struct hook_link *links, size_t count,
+			    const json_t *cgroups)
+{
+	json_t *missing = tree_array(), *cgroup;
+	char pin[64];
+	size_t i;
+
+	for (int m = 0; m < PIN_MAP_COUNT; m++)
+		if (!pinned(name, pin_maps[m].name))
+			tree_add(missing, tree_string(pin_maps[m].name));
+	for (int p = 0; p < PIN_PROG_COUNT; p++) {
+		if (!pinned(name, pin_progs[p].pin))
+			tree_add(missing, tree_string(pin_progs[p].pin));
+		if (!json_array_size(cgroups)) {
+			snprintf(pin, sizeof(pin), PIN_LINK_PREFIX "%s", pin_progs[p].name);
+			tree_add(missing, tree_string(pin));
+		}
+		json_array_foreach(cgroups, i, cgroup) {
+			uint64_t id = tree_value(cgroup, "id");
+
+			if (linked(links, count, p, id))
+				continue;
+			snprintf(pin, sizeof(pin), PIN_LINK_PREFIX "%s_%llu", pin_progs[p].name,
+				 (unsigned long long)id);
+			tree_add(missing, tree_string(pin));
+		}
+	}
+	return missing;
+}
+
+static json_t *describe_proxies(const struct tp_config *cfg, uint64_t netns)
+{
+	json_t *proxies = tree_array();
+	char comm[PROCESS_COMM_LEN];
+
+	for (int i = 0; i < TP_MAX_PROXIES; i++) {
+		const struct tp_proxy *p = &cfg->proxies[i];
+		json_t *proxy;
+
+		if (!p->tgid)
+			continue;
+		proxy = tree_object();
+		tree_set(proxy, "pid", tree_number(p->tgid));
+		tree_set(proxy, "comm", tree_string(process_comm(p->tgid, comm)));
+		tree_set(proxy, "netns", tree_number(p->netns));
+		tree_set(proxy, "here", netns ? tree_bool(p->netns == netns) : tree_null());
+		tree_set(proxy, "alive", tree_bool(process_start_time(p->tgid) != 0));
+		tree_add(proxies, proxy);
+	}
+	return proxies;
+}
+
+/*
+ * Whether a connect() made here would find a trusted listener. The mark itself can only be read through
+ * a descriptor of the listener, so: somebody listens on the port, and a living proxy has registered
+ * from here. Null where the kernel does not tell our namespace's cookie (before 5.14).
+ */
+static json_t *serving(const struct tp_config *cfg, const json_t *proxies)
+{
+	struct sockdiag_query query = {.states = 1 << TCP_LISTEN, .local_port = cfg->port};
+	struct sockdiag_socket *sockets _cleanup_free_ = NULL;
+	int registered = 0, unknown = 0;
+	struct failure ignored;
+	json_t *proxy;
+	size_t i, count;
+
+	json_array_foreach(proxies, i, proxy) {
+		registered |= tree_true(proxy, "alive") && tree_true(proxy, "here");
+		unknown |= tree_true(proxy, "alive") &&
+			   json_is_null(json_object_get(proxy, "here"));
+	}
+	if (!cfg->port || (!registered && !unknown))
+		return tree_bool(0);
+	if (sockdiag_tcp(&query, &sockets, &count, &ignored))
+		return tree_null();
+	if (!count)
+		return tree_bool(0);
+	return registered ? tree_bool(1) : tree_null();
+}
+
+static int describe_maps(json_t *tree, const struct instance *inst, struct failure *f)
+{
+	static const enum pin_map hashes[] = {PIN_MAP_socks, PIN_MAP_ports};
+	__u64 values[COUNTER_COUNT];
+	json_t *all = tree_object();
+	int err;
+
+	err = instance_stats(inst, values, f);
+	for (size_t i = 0; !err && i < COUNTER_COUNT; i++)
+		tree_set(all, counters[i].name, tree_number(values[i]));
+	tree_set(tree, "counters", all);
+	all = tree_object();
+	for (size_t i = 0; !err && i < ARRAY_SIZE(hashes); i++) {
+		struct map_contents c _cleanup_(map_contents_free) = {};
+		json_t *map;
+
+		err = mapread(inst, hashes[i], &c, f);
+		if (err)
+			break;
+		map = tree_object();
+		tree_set(map, "id", tree_number(c.id));
+		tree_set(map, "used", tree_number(c.count));
+		tree_set(map, "max", tree_number(c.max));
+		tree_set(all, pin_maps[hashes[i]].name, map);
+	}
+	tree_set(tree, "maps", all);
+	return err;
+}
+
+static int describe_pins(json_t *tree, const char *name, struct failure *f)
+{
+	struct hook_link *links _cleanup_free_ = NULL;
+	json_t *cgroups = tree_array();
+	size_t count = 0;
+	int err;
+
+	err = links_read(name, &links, &count, f);
+	if (count)
+		qsort(links, count, sizeof(*links), link_order);
+	tree_set(tree, "hooks", describe_links(links, count, cgroups));
+	tree_set(tree, "missing_pins", missing_pins(name, links, count, cgroups));
+	tree_set(tree, "cgroups", cgroups);
+	return err;
+}
+
+json_t *describe_instance(const char *name)
+{
+	struct instance inst _cleanup_(instance_close) = INSTANCE_INIT;
+	json_t *tree = tree_object(), *proxies;
+	char dir[PATH_MAX];
+	struct failure f;
+	int err;
+
+	tree_set(tree, "name", tree_string(name));
+	tree_set(tree, "directory", tree_string(instance_dir(name, "", dir)));
+	err = instance_open(name, 0, &inst, &f);
+	if (!err) {
+		describe_config(tree, inst.config);
+		proxies = describe_proxies(inst.config, sockdiag_netns_cookie());
+		tree_set(tree, "serving", serving(inst.config, proxies));
+		tree_set(tree, "proxies", proxies);
+		err = describe_pins(tree, name, &f);
+		instance_close(&inst);
+	}
+	/* A second look: a missing map_socks hides neither the settings nor the hooks. */
+	if (!err)
+		err = instance_open(name, ~0U, &inst, &f);
+	if (!err)
+		err = describe_maps(tree, &inst, &f);
+	if (err)
+		tree_set(tree, "error", tree_string(f.text));
+	return tree;
+}
+
+static int add_instance(const char *name, void *user)
+{
+	tree_add(user, describe_instance(name));
+	return 0;
+}
+
+json_t *describe_instances(const char *name)
+{
+	json_t *instances = tree_array();
+
+	if (name)
+		add_instance(name, instances);
+	else
+		instance_each(add_instance, instances); /* no bpffs: no instances */
+	return instances;
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: BSD-2-Clause
+/* tproxy doctor: the system, then each instance, then what nobody owns any more. */
+#include <stdarg.h>
+#include <string.h>
+
+#include "checkup.h"
+#include "command.h"
+#include "describe.h"
+#include "lib/probe.h"
+#include "sandbox.h"
+
+#define MAX_PROBES 32
+
+static const struct opt options[] = {OPT_INSTANCE, OPT_JSON, {0}};
+
+static const struct opt_program program = {
+	.name = "tproxy doctor",
+	.usage = "[OPTION]...",
+	.about = "Looks at the kernel, the mounts, the instances and what is left of old ones, and says of\n"
+		 "everything that is wrong how to put it right. Changes nothing.",
+	.opts = options,
+	.epilogue = "Exit codes: 0 all is well (there may be warnings), 1 something is wrong, 2 usage.",
+};
+
+static const char *const verdicts[] = {
+	[PROBE_OK] = "ok", [PROBE_WARN] = "warning", [PROBE_FAIL] = "wrong"};
+
+void finding(json_t *findings, enum probe_result result, const char *what, const char *fix,
+	     const char *fmt, ...)
+{
+	json_t *one = tree_object();
+	char text[1024];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	tree_set(one, "what", tree_string(what));
+	tree_set(one, "result", tree_string(verdicts[result]));
+	tree_set(one, "found", tree_string(text));
+	tree_set(one, "fix", fix && *fix ? tree_string(fix) : tree_null());
+	tree_add(findings, one);
+}
+
+static void check_probes(json_t *findings)
+{
+	struct probe probes[MAX_PROBES];
+	size_t count = probe_system(probes, MAX_PROBES);
+
+	for (size_t i = 0; i < count; i++)
+		finding(findings, probes[i].result, probes[i].what,
+			probes[i].result == PROBE_OK ? NULL : probes[i].fix, "%s", probes[i].found);
+}
+
+/* A sysctl's number, -1 where there is none to read. */
+static int sysctl_read(const char *path)
+{
+	FILE *file _cleanup_file_ = fopen(path, "re");
+	int value = -1;
+
+	if (!file || fscanf(file, "%d", &value) != 1)
+		return -1;
+	return value;
+}
+
+static void check_sysctls(json_t *findings)
+{
+	int jit = sysctl_read("/proc/sys/net/core/bpf_jit_enable");
+	int unprivileged = sysctl_read("/proc/sys/kernel/unprivileged_bpf_disabled");
+
+	if (jit == 0)
+		finding(findings, PROBE_WARN, "BPF JIT", "sysctl net.core.bpf_jit_enable=1",
+			"off: the hooks are interpreted, several times slower");
+	else
+		finding(findings, PROBE_OK, "BPF JIT", NULL, jit > 0 ? "on" : "not known");
+	if (unprivileged == 0)
+		finding(findings, PROBE_WARN, "unprivileged BPF",
+			"sysctl kernel.unprivileged_bpf_disabled=1",
+			"every user may load BPF programs");
+	else
+		finding(findings, PROBE_OK, "unprivileged BPF", NULL, "disabled");
+	if (geteuid())
+		finding(findings, PROBE_WARN, "privileges", "run tproxy doctor as root",
+			"run by user %u: pins, programs and other users' processes cannot be looked at",
+			geteuid());
+}
+
+/* A second bpffs over the first hides its pins from us, while their hooks go on working. */
+static void check_bpffs_mounts(json_t *findings)
+{
+	FILE *file _cleanup_file_ = fopen("/proc/self/mountinfo", "re");
+	char *line _cleanup_free_ = NULL;
+	char point[PATH_MAX];
+	size_t size = 0;
+	int count = 0;
+
+	while (file && getline(&line, &size, file) > 0)
+		if (sscanf(line, "%*s %*s %*s %*s %4095s", point) == 1 && !strcmp(point, BPFFS_ROOT))
+			count++;
+	if (count > 1)
+		finding(findings, PROBE_FAIL, "bpffs mounts", "umount " BPFFS_ROOT,
+			"%d file systems are mounted over each other at " BPFFS_ROOT
+			": pins below the topmost are hidden", count);
+}
+
+static int stale_sandbox(struct sandbox *box, void *user)
+{
+	finding(user, PROBE_FAIL, box->name, "the next tproxy run removes it, for example: tproxy run -- true",
+		"left by a tproxy run that was killed (instance, cgroup %s or lock)", box->cgroup);
+	return 0;
+}
+
+/* NAME~new is where a load prepares an instance; nobody but a running loader needs it. */
+static void check_staging(json_t *findings)
+{
+	size_t suffix = strlen(PIN_NEW_SUFFIX);
+	DIR *dir _cleanup_dir_ = opendir(BPFFS_ROOT);
+	char name[NAME_MAX + 1], fix[2 * NAME_MAX + 64];
+	struct failure ignored;
+	struct dirent *e;
+
+	while (dir && (e = readdir(dir))) {
+		size_t len = strlen(e->d_name);
+
+		if (len <= suffix || strcmp(e->d_name + len - suffix, PIN_NEW_SUFFIX))
+			continue;
+		snprintf(name, sizeof(name), "%.*s", (int)(len - suffix), e->d_name);
+		if (instance_name_check(name, &ignored))
+			continue;
+		snprintf(fix, sizeof(fix), "tproxy-load --name %s, or tproxy-load --name %s --unload",
+			 name, name);
+		finding(findings, PROBE_WARN, name, fix,
+			"%s/%s is left from a load that was interrupted (or one that runs now)",
+			BPFFS_ROOT, e->d_name);
+	}
+}
+
+static void check_instances(json_t *findings, const char *only)
+{
+	json_t *all _cleanup_tree_ = describe_instances(NULL);
+	json_t *in;
+	int found = 0;
+	size_t i;
+
+	json_array_foreach(all, i, in) {
+		if (only && strcmp(only, tree_text(in, "name")))
+			continue;
+		checkup_instance(findings, in, all);
+		found++;
+	}
+	if (found)
+		return;
+	checkup_root_cgroup(findings);
+	finding(findings, only ? PROBE_FAIL : PROBE_WARN, only ? only : "instances",
+		"tproxy-load, or for one command: tproxy run -- COMMAND", "not loaded");
+}
+
+static void print_text(const json_t *findings)
+{
+	static const char *const labels[] = {"ok", "WARNING", "WRONG"};
+	size_t count[ARRAY_SIZE(verdicts)] = {0}, i;
+	json_t *one;
+
+	json_array_foreach(findings, i, one) {
+		const char *fix = tree_text(one, "fix");
+		size_t v = 0;
+
+		while (strcmp(verdicts[v], tree_text(one, "result")))
+			v++;
+		count[v]++;
+		printf("%-8s %s: %s\n", labels[v], tree_text(one, "what"), tree_text(one, "found"));
+		if (*fix)
+			printf("         fix: %s\n", fix);
+	}
+	printf("\n%zu wrong, %zu warnings, %zu well\n", count[PROBE_FAIL], count[PROBE_WARN],
+	       count[PROBE_OK]);
+}
+
+static int examine(const struct command_settings *settings)
+{
+	json_t *tree _cleanup_tree_ = tree_object();
+	json_t *findings = tree_array(), *one;
+	bool wrong = false;
+	size_t i;
+
+	tree_set(tree, "findings", findings);
+	check_probes(findings);
+	check_sysctls(findings);
+	check_bpffs_mounts(findings);
+	check_instances(findings, settings->instance);
+	check_staging(findings);
+	sandbox_each_stale(stale_sandbox, findings);
+	json_array_foreach(findings, i, one) {
+		wrong |= !strcmp(tree_text(one, "result"), verdicts[PROBE_FAIL]);
+	}
+	tree_set(tree, "well", tree_bool(!wrong));
+	if (settings->json)
+		tree_print(tree, stdout, JSON_INDENT(2));
+	else
+		print_text(findings);
+	return wrong ? EXIT_WRONG : 0;
+}
+
+int cmd_doctor(int argc, char **argv)
+{
+	struct command_settings settings = {0};
+	int r = command_parse(&program, argc, argv, &settings, NULL), code = 0;
+
+	if (r == OPTS_RUN)
+		code = examine(&settings);
+	else if (r < 0)
+		code = EXIT_USAGE;
+	command_free(&program, &settings);
+	return code;
+}

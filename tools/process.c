@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: BSD-2-Clause
+#include "process.h"
+
+#include <string.h>
+#include <sys/stat.h>
+
+#include "lib/util.h"
+
+uint64_t process_start_time(pid_t pid)
+{
+	unsigned long long start = 0;
+	char path[64], line[1024], *p;
+	FILE *file _cleanup_file_ = NULL;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	file = fopen(path, "re");
+	if (!file || !fgets(line, sizeof(line), file))
+		return 0;
+	p = strrchr(line, ')'); /* the name before it may hold anything */
+	if (!p || sscanf(p + 1, "%*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
+				"%*s %*s %*s %llu", &start) != 1)
+		return 0;
+	return start;
+}
+
+const char *process_comm(pid_t pid, char buf[PROCESS_COMM_LEN])
+{
+	FILE *file _cleanup_file_ = NULL;
+	char path[64];
+	size_t n;
+
+	buf[0] = 0;
+	snprintf(path, sizeof(path), "/proc/%d/comm", pid);
+	file = fopen(path, "re");
+	if (!file)
+		return buf;
+	n = fread(buf, 1, PROCESS_COMM_LEN - 1, file);
+	if (n && buf[n - 1] == '\n')
+		n--;
+	buf[n] = 0;
+	return buf;
+}
+
+int process_has_socket(pid_t pid, uint32_t inode)
+{
+	char path[64], wanted[32], target[64];
+	DIR *dir _cleanup_dir_ = NULL;
+	struct dirent *e;
+
+	snprintf(wanted, sizeof(wanted), "socket:[%u]", inode);
+	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
+	dir = opendir(path);
+	while (dir && (e = readdir(dir))) {
+		ssize_t n = readlinkat(dirfd(dir), e->d_name, target, sizeof(target) - 1);
+
+		if (n < 0)
+			continue;
+		target[n] = 0;
+		if (!strcmp(target, wanted))
+			return 1;
+	}
+	return 0;
+}
+
+pid_t process_with_socket(uint32_t inode)
+{
+	DIR *dir _cleanup_dir_ = opendir("/proc");
+	struct dirent *e;
+
+	while (dir && (e = readdir(dir))) {
+		pid_t pid = atoi(e->d_name);
+
+		if (pid > 0 && process_has_socket(pid, inode))
+			return pid;
+	}
+	return 0;
+}
+
+uint64_t process_netns(pid_t pid)
+{
+	char path[64] = "/proc/self/ns/net";
+	struct stat st;
+
+	if (pid)
+		snprintf(path, sizeof(path), "/proc/%d/ns/net", pid);
+	return stat(path, &st) ? 0 : st.st_ino;
+}

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Processes as /proc shows them. */
+#ifndef TPROXY_PROCESS_H
+#define TPROXY_PROCESS_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+#define PROCESS_COMM_LEN 64 /* kernel threads' names are longer than TASK_COMM_LEN */
+
+/* In clock ticks after boot: with the pid, names a process once and for all. 0: no such process. */
+uint64_t process_start_time(pid_t pid);
+
+/* Empty where there is no such process. Returns buf. */
+const char *process_comm(pid_t pid, char buf[PROCESS_COMM_LEN]);
+
+/* By the socket's inode. */
+int process_has_socket(pid_t pid, uint32_t inode);
+
+/* A process that has the socket open; 0: none that can be seen. */
+pid_t process_with_socket(uint32_t inode);
+
+/* Number of a network namespace (the inode of /proc/PID/ns/net; pid 0: our own); 0: not known. */
+uint64_t process_netns(pid_t pid);
+
+#endif

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: BSD-2-Clause
+#include "sandbox.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+
+#include "cgroup.h"
+#include "lib/mounts.h"
+#include "process.h"
+#include "spawn.h"
+
+#define LOCK_DIR "/run/tproxy"
+#define LOCK_SUFFIX ".lock"
+#define CGROUP_PREFIX "tproxy-"
+
+static void lock_path(const struct sandbox *box, char buf[PATH_MAX])
+{
+	snprintf(buf, PATH_MAX, LOCK_DIR "/%s" LOCK_SUFFIX, box->name);
+}
+
+static int set_paths(struct sandbox *box, const char *name, struct failure *f)
+{
+	char root[PATH_MAX];
+	int err = cgroup2_root(root, f);
+
+	if (err)
+		return err;
+	snprintf(box->name, sizeof(box->name), "%s", name);
+	if (snprintf(box->cgroup, PATH_MAX, "%s/" CGROUP_PREFIX "%s", root, name) >= PATH_MAX ||
+	    snprintf(box->proxy, PATH_MAX, "%s/proxy", box->cgroup) >= PATH_MAX ||
+	    snprintf(box->command, PATH_MAX, "%s/command", box->cgroup) >= PATH_MAX)
+		return fail(f, -ENAMETOOLONG, "the path of the cgroup2 root %s is too long", root);
+	return 0;
+}
+
+/*
+ * Opens and locks. Whoever had the lock before may have removed the file between our open() and
+ * flock(): then ours is no longer the one others see, and it is to be made again.
+ */
+static int lock_take(struct sandbox *box, int flags, struct failure *f)
+{
+	char path[PATH_MAX];
+	struct stat st;
+
+	lock_path(box, path);
+	for (;;) {
+		int fd _cleanup_fd_ = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+
+		if (fd < 0)
+			return fail(f, -errno, "cannot make %s: %m", path);
+		if (flock(fd, LOCK_EX | flags))
+			return fail(f, -errno, "cannot lock %s: %m", path);
+		if (fstat(fd, &st))
+			return fail(f, -errno, "cannot read %s: %m", path);
+		if (st.st_nlink) {
+			box->lock = TAKE_FD(fd);
+			return 0;
+		}
+	}
+}
+
+static void lock_remove(struct sandbox *box)
+{
+	char path[PATH_MAX];
+
+	lock_path(box, path);
+	unlink(path);
+	box->lock = fd_close(box->lock);
+}
+
+static int make_cgroups(const struct sandbox *box, struct failure *f)
+{
+	const char *const paths[] = {box->cgroup, box->proxy, box->command};
+
+	for (size_t i = 0; i < ARRAY_SIZE(paths); i++)
+		if (mkdir(paths[i], 0755))
+			return fail(f, -errno, "cannot make the cgroup %s: %m", paths[i]);
+	return 0;
+}
+
+int sandbox_create(struct sandbox *ret, struct failure *f)
+{
+	struct sandbox box = SANDBOX_INIT;
+	char name[TP_NAME_LEN];
+	struct failure ignored;
+	int err;
+
+	if (mkdir(LOCK_DIR, 0755) && errno != EEXIST)
+		return fail(f, -errno, "cannot make %s: %m%s", LOCK_DIR,
+			    geteuid() ? "; run as root" : "");
+	snprintf(name, sizeof(name), SANDBOX_INSTANCE_PREFIX "%d-%llu", getpid(),
+		 (unsigned long long)process_start_time(getpid()));
+	err = set_paths(&box, name, f);
+	if (!err)
+		err = lock_take(&box, 0, f);
+	if (err)
+		return err;
+	err = make_cgroups(&box, f);
+	if (err) {
+		cgroup_remove(box.cgroup, &ignored);
+		lock_remove(&box);
+		return err;
+	}
+	*ret = box;
+	return 0;
+}
+
+static int unload(const struct sandbox *box, const sigset_t *mask, struct failure *f)
+{
+	char loader[PATH_MAX], dir[PATH_MAX], output[sizeof(f->text)];
+	char *argv[] = {program_find("tproxy-load", loader), "--name", (char *)box->name, "--unload",
+			"--quiet", NULL};
+	int code;
+
+	if (access(instance_dir(box->name, "", dir), F_OK) &&
+	    access(instance_dir(box->name, PIN_NEW_SUFFIX, dir), F_OK))
+		return 0;
+	code = command_run(argv, mask, output, sizeof(output), f);
+	if (code <= 0)
+		return code;
+	output[strcspn(output, "\n")] = 0;
+	return fail(f, -EIO, "cannot unload instance %s (exit code %d): %.700s; try: tproxy-load --name "
+		    "%s --unload", box->name, code, output, box->name);
+}
+
+int sandbox_destroy(struct sandbox *box, const sigset_t *mask, struct failure *f)
+{
+	struct failure second;
+	int err, first;
+
+	if (box->lock < 0)
+		return 0;
+	/* Processes, hooks, cgroup: a survivor must not run on without the hooks, nor a link be left
+	 * without its cgroup. */
+	first = cgroup_kill(box->cgroup, f);
+	err = unload(box, mask, first ? &second : f);
+	if (!first)
+		first = err;
+	err = cgroup_remove(box->cgroup, first ? &second : f);
+	if (!first)
+		first = err;
+	if (!first)
+		lock_remove(box);
+	else
+		box->lock = fd_close(box->lock); /* the name stays known to the next sweep */
+	return first;
+}
+
+struct sweep {
+	int (*cb)(struct sandbox *box, void *user);
+	void *user;
+};
+
+/* run-PID-START and nothing else: an administrator's run-away is not ours to sweep. */
+static int is_sandbox_name(const char *name)
+{
+	static const char digits[] = "0123456789";
+	size_t n;
+
+	if (strncmp(name, SANDBOX_INSTANCE_PREFIX, strlen(SANDBOX_INSTANCE_PREFIX)) ||
+	    strlen(name) >= TP_NAME_LEN)
+		return 0;
+	name += strlen(SANDBOX_INSTANCE_PREFIX);
+	n = strspn(name, digits);
+	if (!n || name[n] != '-')
+		return 0;
+	name += n + 1;
+	n = strspn(name, digits);
+	return n && !name[n];
+}
+
+static int sweep_one(const char *name, void *user)
+{
+	struct sandbox box = SANDBOX_INIT;
+	struct sweep *sweep = user;
+	struct failure ignored;
+	int r;
+
+	if (!is_sandbox_name(name) || set_paths(&box, name, &ignored) ||
+	    lock_take(&box, LOCK_NB, &ignored))
+		return 0;
+	r = sweep->cb(&box, sweep->user);
+	box.lock = fd_close(box.lock);
+	return r;
+}
+
+/* Names in a directory that have this prefix and suffix. */
+static int sweep_dir(const char *path, const char *prefix, const char *suffix, struct sweep *sweep)
+{
+	size_t prefix_len = strlen(prefix), suffix_len = strlen(suffix);
+	DIR *dir _cleanup_dir_ = opendir(path);
+	struct dirent *e;
+	int r;
+
+	while (dir && (e = readdir(dir))) {
+		size_t len = strlen(e->d_name);
+		char name[NAME_MAX + 1];
+
+		if (len <= prefix_len + suffix_len || strncmp(e->d_name, prefix, prefix_len) ||
+		    strcmp(e->d_name + len - suffix_len, suffix))
+			continue;
+		snprintf(name, sizeof(name), "%.*s", (int)(len - prefix_len - suffix_len),
+			 e->d_name + prefix_len);
+		r = sweep_one(name, sweep);
+		if (r)
+			return r;
+	}
+	return 0;
+}
+
+int sandbox_each_stale(int (*cb)(struct sandbox *box, void *user), void *user)
+{
+	struct sweep sweep = {cb, user};
+	char root[PATH_MAX];
+	struct failure ignored;
+	int r;
+
+	mkdir(LOCK_DIR, 0755); /* may have been removed while a cgroup or an instance was not */
+	r = sweep_dir(LOCK_DIR, "", LOCK_SUFFIX, &sweep);
+	if (!r)
+		r = instance_each(sweep_one, &sweep);
+	if (r == -ENOENT) /* no bpffs */
+		r = 0;
+	if (!r && !cgroup2_root(root, &ignored))
+		r = sweep_dir(root, CGROUP_PREFIX, "", &sweep);
+	return r;
+}

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * What `tproxy run` makes for one command, and how the next one sweeps what a killed one left:
+ *
+ *	/run/tproxy/run-PID-START.lock	flock'ed by the owner as long as it lives
+ *	CGROUP2/tproxy-run-PID-START	where the hooks are attached, with
+ *		.../proxy		tproxyd: accepted sockets run the hooks of their listener's cgroup
+ *		.../command		the command
+ *	instance run-PID-START		pinned by tproxy-load
+ *
+ * The lock comes first and goes last, so that whatever else exists under a name whose lock nobody
+ * holds is stale. START is the owner's start time, so a reused pid makes no name twice. Sweeping and
+ * the ordinary end are the same function.
+ */
+#ifndef TPROXY_SANDBOX_H
+#define TPROXY_SANDBOX_H
+
+#include <limits.h>
+#include <signal.h>
+
+#include "lib/instance.h"
+
+#define SANDBOX_INSTANCE_PREFIX "run-"
+
+struct sandbox {
+	char name[TP_NAME_LEN]; /* of the instance */
+	char cgroup[PATH_MAX];
+	char proxy[PATH_MAX];
+	char command[PATH_MAX];
+	int lock;
+};
+
+#define SANDBOX_INIT {.lock = -1}
+
+/* Lock and cgroups. On failure nothing is left. */
+int sandbox_create(struct sandbox *ret, struct failure *f);
+
+/* Kills what is in it, unloads its instance, removes cgroups and lock. Goes on after a failure and
+ * then returns the first. */
+int sandbox_destroy(struct sandbox *box, const sigset_t *mask, struct failure *f);
+
+/* Calls cb for each name of which something is left without a living owner, its lock being held
+ * meanwhile. Returns the first non-zero result, or 0. */
+int sandbox_each_stale(int (*cb)(struct sandbox *box, void *user), void *user);
+
+#endif
