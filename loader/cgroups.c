@@ -42,9 +42,11 @@ static int cgroup_add(struct cgroups *cgs, const char *path, struct failure *f)
 		if (!path_within(cg->path, other) && !path_within(other, cg->path))
 			continue;
 		cg->fd = fd_close(cg->fd);
-		return fail(f, -EINVAL,
-			    "--cgroup: one of %s and %s is inside the other, where the hooks would run "
-			    "twice; name only the outer one", other, cg->path);
+		return fail(
+			f, -EINVAL,
+			"--cgroup: one of %s and %s is inside the other, where the hooks would run "
+			"twice; name only the outer one",
+			other, cg->path);
 	}
 	cgs->count++;
 	return 0;
@@ -93,6 +95,21 @@ bool cgroups_contain(const struct cgroups *cgs, uint64_t id)
 	return false;
 }
 
+const struct cgroup *cgroups_overlapping(const struct cgroups *cgs, uint64_t id)
+{
+	char path[PATH_MAX];
+
+	if (!id || cgroup_path(id, path))
+		return NULL;
+	for (size_t i = 0; i < cgs->count; i++) {
+		const struct cgroup *cg = &cgs->items[i];
+
+		if (path_within(cg->path, path) || path_within(path, cg->path))
+			return cg;
+	}
+	return NULL;
+}
+
 struct overlap {
 	const struct cgroups *cgs;
 	const char *name;
@@ -103,7 +120,7 @@ static int overlap_with(const char *name, void *user)
 {
 	struct hook_link *links _cleanup_free_ = NULL;
 	struct overlap *o = user;
-	char dir[PATH_MAX], path[PATH_MAX];
+	char dir[PATH_MAX], path[PATH_MAX] = "";
 	struct stat st;
 	size_t count;
 	int err;
@@ -115,17 +132,16 @@ static int overlap_with(const char *name, void *user)
 	if (err)
 		return err;
 	for (size_t l = 0; l < count; l++) {
-		if (!links[l].cgroup_id || cgroup_path(links[l].cgroup_id, path))
-			continue;
-		for (size_t i = 0; i < o->cgs->count; i++) {
-			const char *ours = o->cgs->items[i].path;
+		const struct cgroup *ours = cgroups_overlapping(o->cgs, links[l].cgroup_id);
 
-			if (path_within(ours, path) || path_within(path, ours))
-				return fail(o->f, -EBUSY,
-					    "instance %s is attached to cgroup %s already, which overlaps "
-					    "%s; choose another --cgroup, or unload it with: tproxy-load "
-					    "--unload --name %s", name, path, ours, name);
-		}
+		if (!ours)
+			continue;
+		cgroup_path(links[l].cgroup_id, path);
+		return fail(o->f, -EBUSY,
+			    "instance %s is attached to cgroup %.300s already, which overlaps "
+			    "%.300s; choose another --cgroup, or unload it with: tproxy-load "
+			    "--unload --name %s",
+			    name, path, ours->path, name);
 	}
 	return 0;
 }

@@ -29,6 +29,10 @@ void cgroups_close(struct cgroups *cgs);
 
 bool cgroups_contain(const struct cgroups *cgs, uint64_t id);
 
+/* The first that is the cgroup of this id, above or below it; NULL if none is, or the id has gone.
+ */
+const struct cgroup *cgroups_overlapping(const struct cgroups *cgs, uint64_t id);
+
 /* Refuses cgroups on, above or below which another instance has a live link, and names it. */
 int cgroups_check_overlap(const struct cgroups *cgs, const char *name, struct failure *f);
 

@@ -24,12 +24,13 @@ static int check_system(struct failure *f)
 	}
 	if (!failed)
 		return 0;
-	return fail(f, -EOPNOTSUPP, "the hooks cannot be loaded on this system: %zu requirement%s not met",
-		    failed, failed == 1 ? " is" : "s are");
+	return fail(f, -EOPNOTSUPP,
+		    "the hooks cannot be loaded on this system: %zu requirement%s not met", failed,
+		    failed == 1 ? " is" : "s are");
 }
 
-static int check_plan(const struct settings *settings, const struct cgroups *cgs, const struct set *set,
-		      struct failure *f)
+static int check_plan(const struct settings *settings, const struct cgroups *cgs,
+		      const struct set *set, struct failure *f)
 {
 	struct object obj _cleanup_object_ = {0};
 	struct plan plan;
@@ -44,7 +45,8 @@ static int check_plan(const struct settings *settings, const struct cgroups *cgs
 	else if (!err && plan.reload)
 		err = upgrade_load(set, &obj, &plan, f);
 	if (!err)
-		log_info("instance %s would be: %s", set->name, plan_describe(&plan, settings, done));
+		log_info("instance %s would be: %s", set->name,
+			 plan_describe(&plan, settings, done));
 	return err;
 }
 
@@ -65,8 +67,9 @@ int check_run(const struct settings *settings, struct failure *f)
 		return err;
 	/* What comes after the repair depends on what it finds, so there is no plan to show yet. */
 	if (repair_needed(&set, &side)) {
-		log_info("instance %s would be: repaired, a run was interrupted; then brought to the "
-			 "settings", set.name);
+		log_info("instance %s would be: repaired, a run was interrupted; then brought to "
+			 "the settings",
+			 set.name);
 		return 0;
 	}
 	return check_plan(settings, &cgs, &set, f);

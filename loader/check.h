@@ -6,7 +6,8 @@
 #include "failure.h"
 #include "settings.h"
 
-/* Loads the programs into the kernel, where they are gone again afterwards; pins and attaches nothing. */
+/* Loads the programs into the kernel, where they are gone again afterwards; pins and attaches
+ * nothing. */
 int check_run(const struct settings *settings, struct failure *f);
 
 #endif

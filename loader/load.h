@@ -7,7 +7,8 @@
 #include "object.h"
 #include "undo.h"
 
-/* Loads, pins and attaches all of an opened object, or nothing. No NAME and no NAME~new may exist. */
+/* Loads, pins and attaches all of an opened object, or nothing. No NAME and no NAME~new may exist.
+ */
 int load_first(const struct settings *settings, const struct cgroups *cgs, struct object *obj,
 	       struct failure *f);
 

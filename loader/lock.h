@@ -6,8 +6,8 @@
 #include "failure.h"
 
 /*
- * Waits for the lock. Returns the descriptor that holds it until it is closed, or -errno. Only root can
- * open the file, so nobody else can hold a loader up.
+ * Waits for the lock. Returns the descriptor that holds it until it is closed, or -errno. Only root
+ * can open the file, so nobody else can hold a loader up.
  */
 int lock_take(struct failure *f);
 

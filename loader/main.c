@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 /*
- * tproxy-load: puts the hooks in place and is gone; nothing of it is needed between two calls. What it
- * does, in which order, and why every state in between is safe, is docs/pins.md.
+ * tproxy-load: puts the hooks in place and is gone; nothing of it is needed between two calls. What
+ * it does, in which order, and why every state in between is safe, is docs/pins.md.
  */
 #include <string.h>
 
@@ -32,35 +32,70 @@ static const char *const policies[] = {
 
 static const struct opt options[] = {
 	OPT_COMMON,
-	{.name = "cgroup", .letter = 'g', .type = OPT_LIST, .offset = OPT(cgroups), .arg = "PATH",
+	{.name = "cgroup",
+	 .letter = 'g',
+	 .type = OPT_LIST,
+	 .offset = OPT(cgroups),
+	 .arg = "PATH",
 	 .help = "attach to this cgroup; may be repeated (default: the root cgroup)"},
-	{.name = "port", .letter = 'p', .type = OPT_UINT, .offset = OPT(port), .arg = "PORT",
-	 .min = 1, .max = 65535, .help = "tproxyd's port on 127.0.0.1 and ::1 (default: 18000)"},
-	{.name = "on-proxy-down", .type = OPT_CHOICE, .offset = OPT(policy), .arg = "WHAT",
-	 .choices = policies, .help = "connections without a proxy: direct or refuse (default: direct)"},
-	{.name = "max-connections", .type = OPT_UINT, .offset = OPT(max_connections), .arg = "N",
-	 .min = 1, .max = 16777216, .help = "intercepted connections at a time (default: 262144)"},
-	{.name = "unload", .letter = 'u', .type = OPT_FLAG, .offset = OPT(unload),
-	 .command_line_only = 1, .help = "detach and unpin everything of the instance"},
-	{.name = "check", .type = OPT_FLAG, .offset = OPT(check), .command_line_only = 1,
+	{.name = "port",
+	 .letter = 'p',
+	 .type = OPT_UINT,
+	 .offset = OPT(port),
+	 .arg = "PORT",
+	 .min = 1,
+	 .max = 65535,
+	 .help = "tproxyd's port on 127.0.0.1 and ::1 (default: 18000)"},
+	{.name = "on-proxy-down",
+	 .type = OPT_CHOICE,
+	 .offset = OPT(policy),
+	 .arg = "WHAT",
+	 .choices = policies,
+	 .help = "connections without a proxy: direct or refuse (default: direct)"},
+	{.name = "max-connections",
+	 .type = OPT_UINT,
+	 .offset = OPT(max_connections),
+	 .arg = "N",
+	 .min = 1,
+	 .max = 16777216,
+	 .help = "intercepted connections at a time (default: 262144)"},
+	{.name = "unload",
+	 .letter = 'u',
+	 .type = OPT_FLAG,
+	 .offset = OPT(unload),
+	 .command_line_only = 1,
+	 .help = "detach and unpin everything of the instance"},
+	{.name = "check",
+	 .type = OPT_FLAG,
+	 .offset = OPT(check),
+	 .command_line_only = 1,
 	 .help = "change nothing; say what would be done, or why it could not"},
-	{.name = "quiet", .letter = 'q', .type = OPT_FLAG, .offset = OPT(quiet),
-	 .command_line_only = 1, .help = "say only what went wrong"},
-	{.name = "verbose", .letter = 'v', .type = OPT_FLAG, .offset = OPT(verbose),
-	 .command_line_only = 1, .help = "say more, also what the kernel's verifier objects to"},
+	{.name = "quiet",
+	 .letter = 'q',
+	 .type = OPT_FLAG,
+	 .offset = OPT(quiet),
+	 .command_line_only = 1,
+	 .help = "say only what went wrong"},
+	{.name = "verbose",
+	 .letter = 'v',
+	 .type = OPT_FLAG,
+	 .offset = OPT(verbose),
+	 .command_line_only = 1,
+	 .help = "say more, also what the kernel's verifier objects to"},
 	{0},
 };
 
 static const struct opt_program program = {
 	.name = "tproxy-load",
 	.usage = "[OPTION...]",
-	.about = "Loads, attaches and pins the hooks that send TCP connections to tproxyd; upgrades or\n"
+	.about = "Loads, attaches and pins the hooks that send TCP connections to tproxyd; "
+		 "upgrades or\n"
 		 "changes them in place; removes them. They stay when this program has ended.",
 	.section = "loader",
 	.opts = options,
 	.epilogue = "Exit codes:\n"
 		    "  0  done, or nothing to do\n"
-		    "  1  failed; everything is as it was before\n"
+		    "  1  failed; a load that fails leaves everything as it was\n"
 		    "  2  wrong option or configuration file\n"
 		    "  3  --check: it could not be done",
 };
@@ -76,9 +111,9 @@ static void report(const struct settings *set, const struct cgroups *cgs, const 
 		snprintf(where + used, sizeof(where) - used, "%s%.500s", used ? ", " : "",
 			 cgs->items[i].path);
 	}
-	log_info("instance %s: %s; %d programs on %zu cgroup%s (%s), port %u, %s", set->common.name, done,
-		 PIN_PROG_COUNT, cgs->count, cgs->count == 1 ? "" : "s", where, (unsigned int)set->port,
-		 policy_text(set->policy));
+	log_info("instance %s: %s; %d programs on %zu cgroup%s (%s), port %u, %s", set->common.name,
+		 done, PIN_PROG_COUNT, cgs->count, cgs->count == 1 ? "" : "s", where,
+		 (unsigned int)set->port, policy_text(set->policy));
 }
 
 /* Everything that is pinned is read and checked before the first change. */
@@ -135,14 +170,16 @@ static int run(const struct settings *set, struct failure *f)
 
 int main(int argc, char **argv)
 {
-	struct settings set = {.port = 18000, .max_connections = 262144, .policy = TP_POLICY_DIRECT};
+	struct settings set = {
+		.port = 18000, .max_connections = 262144, .policy = TP_POLICY_DIRECT};
 	struct failure f = {{0}};
 	int next, err;
 
 	log_init(program.name);
 	err = opts_parse(&program, argc, argv, &set, &next, &f);
 	if (err == OPTS_RUN && next < argc)
-		err = fail(&f, -EINVAL, "%s: takes no arguments; see tproxy-load --help", argv[next]);
+		err = fail(&f, -EINVAL, "%s: takes no arguments; see tproxy-load --help",
+			   argv[next]);
 	if (err == OPTS_RUN && set.check && set.unload)
 		err = fail(&f, -EINVAL, "--check and --unload do not go together");
 	if (err) {

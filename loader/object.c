@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 #include "object.h"
 
+#include <bpf/bpf.h>
 #include <string.h>
 
 #include "bpf/tproxy.skel.h"
@@ -12,7 +13,8 @@
 __u64 object_build(void)
 {
 	const unsigned char *bytes;
-	__u64 hash = 0xcbf29ce484222325; /* FNV-1a, 64 bits: not against forgers, only to tell apart */
+	__u64 hash =
+		0xcbf29ce484222325; /* FNV-1a, 64 bits: not against forgers, only to tell apart */
 	size_t size;
 
 	bytes = tproxy_bpf__elf_bytes(&size);
@@ -93,26 +95,59 @@ static int load_failure(int err, struct failure *f)
 
 	for (size_t i = 0; i < count; i++)
 		if (probes[i].result == PROBE_FAIL)
-			return fail(f, err, "the kernel does not load the BPF programs: %s; %s: %s; %s",
+			return fail(f, err,
+				    "the kernel does not load the BPF programs: %s; %s: %s; %s",
 				    strerror(-err), probes[i].what, probes[i].found, probes[i].fix);
 	if (err == -ENOMEM || err == -E2BIG)
 		return fail(f, err,
 			    "cannot load the BPF programs and maps: %s; free memory or lower "
-			    "--max-connections", strerror(-err));
-	return fail(f, err,
-		    "the kernel does not load the BPF programs: %s; --verbose shows what its verifier "
-		    "objects to, if it does", strerror(-err));
+			    "--max-connections",
+			    strerror(-err));
+	return fail(
+		f, err,
+		"the kernel does not load the BPF programs: %s; --verbose shows what its verifier "
+		"objects to, if it does",
+		strerror(-err));
 }
 
 /*
- * libbpf (1.0 and later) raises RLIMIT_MEMLOCK by itself, and only where the kernel still charges BPF
- * memory to it: it looks whether BPF memory goes to the memory cgroup (Linux 5.11).
+ * Pinned objects are told from foreign ones by their names, and the fields in a dump of a map have
+ * theirs from its BTF. libbpf leaves either out if it believes that the kernel does not know such,
+ * and it believes so too when its probe fails for want of memory.
+ */
+static int names_check(const struct object *obj, struct failure *f)
+{
+	for (int m = 0; m < PIN_MAP_COUNT; m++) {
+		struct bpf_map_info info = {};
+		__u32 len = sizeof(info);
+
+		if (bpf_obj_get_info_by_fd(object_map_fd(obj, m), &info, &len) ||
+		    strcmp(info.name, pin_maps[m].name) || !info.btf_id)
+			return fail(f, -EAGAIN,
+				    "the kernel did not take name and types of %s; try again",
+				    pin_maps[m].name);
+	}
+	for (int p = 0; p < PIN_PROG_COUNT; p++) {
+		struct bpf_prog_info info = {};
+		__u32 len = sizeof(info);
+
+		if (bpf_obj_get_info_by_fd(object_prog_fd(obj, p), &info, &len) ||
+		    strcmp(info.name, pin_progs[p].object))
+			return fail(f, -EAGAIN, "the kernel did not take the name of %s; try again",
+				    pin_progs[p].object);
+	}
+	return 0;
+}
+
+/*
+ * libbpf (1.0 and later) raises RLIMIT_MEMLOCK by itself, and only where the kernel still charges
+ * BPF memory to it: it looks whether BPF memory goes to the memory cgroup (Linux 5.11).
  */
 int object_load(struct object *obj, struct failure *f)
 {
 	int err = tproxy_bpf__load(obj->skel);
 
-	return err ? load_failure(err, f) : 0;
+	return err ? load_failure(err, f) : names_check(obj, f);
 }
 
 void object_close(struct object *obj)

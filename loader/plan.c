@@ -5,9 +5,9 @@
 #include <string.h>
 
 /*
- * bpf_map__reuse_fd() takes any map of the type: whether the programs can live with it is ours to say.
- * A set of another ABI can only be replaced as a whole; no such migration exists yet, as there is one
- * ABI only.
+ * bpf_map__reuse_fd() takes any map of the type: whether the programs can live with it is ours to
+ * say. A set of another ABI can only be replaced as a whole; no such migration exists yet, as there
+ * is one ABI only.
  */
 static int maps_check(const struct set *set, const struct object *obj, struct plan *plan,
 		      struct failure *f)
@@ -20,28 +20,34 @@ static int maps_check(const struct set *set, const struct object *obj, struct pl
 		    pin->value_size != bpf_map__value_size(map) ||
 		    pin->map_flags != bpf_map__map_flags(map))
 			return fail(f, -EPROTO,
-				    "%s of instance %s was made by another version of tproxy (entries of "
-				    "%u+%u bytes, flags %#x; expected %u+%u, %#x) and cannot be kept; unload "
-				    "it first: tproxy-load --unload --name %s", pin->file, set->name,
-				    pin->key_size, pin->value_size, pin->map_flags, bpf_map__key_size(map),
+				    "%s of instance %s was made by another version of tproxy "
+				    "(entries of %u+%u bytes, flags %#x; expected %u+%u, %#x) and "
+				    "cannot be kept; unload it first: tproxy-load --unload --name "
+				    "%s",
+				    pin->file, set->name, pin->key_size, pin->value_size,
+				    pin->map_flags, bpf_map__key_size(map),
 				    bpf_map__value_size(map), bpf_map__map_flags(map), set->name);
 		if (pin->max_entries == bpf_map__max_entries(map))
 			continue;
 		if (!object_map_sized(m))
 			return fail(f, -EPROTO,
-				    "%s of instance %s has %u entries, expected %u, and cannot be kept; "
-				    "unload it first: tproxy-load --unload --name %s", pin->file, set->name,
-				    pin->max_entries, bpf_map__max_entries(map), set->name);
+				    "%s of instance %s has %u entries, expected %u, and cannot be "
+				    "kept; unload it first: tproxy-load --unload --name %s",
+				    pin->file, set->name, pin->max_entries,
+				    bpf_map__max_entries(map), set->name);
 		plan->resize[m] = true;
 	}
 	if (!set->config)
-		return fail(f, -EIO, "cannot map map_config of instance %s; unload it first: tproxy-load "
-			    "--unload --name %s", set->name, set->name);
+		return fail(f, -EIO,
+			    "cannot map map_config of instance %s; unload it first: tproxy-load "
+			    "--unload --name %s",
+			    set->name, set->name);
 	if (set->config->magic != ABI_MAGIC || set->config->abi != ABI_VERSION)
 		return fail(f, -EPROTO,
-			    "the hooks of instance %s speak version %u, this program %u; unload them first: "
-			    "tproxy-load --unload --name %s", set->name,
-			    set->config->magic == ABI_MAGIC ? set->config->abi : 0, ABI_VERSION, set->name);
+			    "the hooks of instance %s speak version %u, this program %u; unload "
+			    "them first: tproxy-load --unload --name %s",
+			    set->name, set->config->magic == ABI_MAGIC ? set->config->abi : 0,
+			    ABI_VERSION, set->name);
 	return 0;
 }
 
@@ -96,8 +102,16 @@ int plan_make(const struct settings *settings, const struct cgroups *cgs, const 
 	for (size_t c = 0; c < cgs->count; c++)
 		for (int p = 0; p < PIN_PROG_COUNT; p++)
 			plan.attach += !set_find_link(set, p, cgs->items[c].id);
-	for (size_t i = 0; i < set->count; i++)
-		plan.detach += set->pins[i].kind == PIN_LINK && !plan_keeps(cgs, &set->pins[i]);
+	plan.hold = plan_resizes(&plan);
+	for (size_t i = 0; i < set->count; i++) {
+		const struct pin *pin = &set->pins[i];
+
+		if (pin->kind != PIN_LINK || plan_keeps(cgs, pin))
+			continue;
+		plan.detach++;
+		/* From a cgroup to one inside it, or back: in between both programs would run. */
+		plan.hold |= plan.attach && cgroups_overlapping(cgs, pin->link.cgroup_id);
+	}
 	*ret = plan;
 	return 0;
 }
@@ -137,13 +151,14 @@ const char *plan_describe(const struct plan *plan, const struct settings *settin
 	if (plan->reload)
 		clause(buf, "programs replaced (%s)", plan->reload);
 	if (plan_resizes(plan))
-		clause(buf, "resized to %llu connections", (unsigned long long)settings->max_connections);
+		clause(buf, "resized to %llu connections",
+		       (unsigned long long)settings->max_connections);
 	if (plan->settings)
 		clause(buf, "settings stored");
 	if (plan->attach && !plan->fresh)
-		clause(buf, "%zu links added", plan->attach);
+		clause(buf, "%zu link%s added", plan->attach, plan->attach == 1 ? "" : "s");
 	if (plan->detach)
-		clause(buf, "%zu links removed", plan->detach);
+		clause(buf, "%zu link%s removed", plan->detach, plan->detach == 1 ? "" : "s");
 	if (plan_empty(plan))
 		clause(buf, "unchanged");
 	return buf;

@@ -10,15 +10,17 @@
 struct plan {
 	bool fresh;		    /* nothing there: a first load */
 	const char *reload;	    /* why the programs are to be replaced, or NULL */
-	bool resize[PIN_MAP_COUNT]; /* maps to be replaced by ones of another size; implies reload */
-	bool settings;		    /* stores to map_config */
-	size_t attach;		    /* links to add */
-	size_t detach;		    /* links to remove: dead, or of cgroups no longer wanted */
+	bool resize[PIN_MAP_COUNT]; /* maps to be replaced by ones of another size; implies reload
+				     */
+	bool hold;     /* redirect nothing meanwhile: states in between would misdirect */
+	bool settings; /* stores to map_config */
+	size_t attach; /* links to add */
+	size_t detach; /* links to remove: dead, or of cgroups no longer wanted */
 };
 
 /*
- * `obj` is opened, not loaded. Fails where what is pinned cannot be turned into what is wanted while it
- * is in use.
+ * `obj` is opened, not loaded. Fails where what is pinned cannot be turned into what is wanted
+ * while it is in use.
  */
 int plan_make(const struct settings *settings, const struct cgroups *cgs, const struct set *set,
 	      const struct object *obj, struct plan *ret, struct failure *f);

@@ -39,9 +39,9 @@ static int set_reread(struct set *set, struct failure *f)
 }
 
 /*
- * Whether an interrupted upgrade had got as far as swapping all links: each one runs what was about to
- * be pinned, or is pinned already. Programs get their side pins before maps do, and are renamed before
- * them, so that side pins of maps alone mean the renaming.
+ * Whether an interrupted upgrade had got as far as swapping all links: each one runs what was about
+ * to be pinned, or is pinned already. Programs get their side pins before maps do, and are renamed
+ * before them, so that side pins of maps alone mean the renaming.
  */
 static bool upgrade_got_through(const struct set *set)
 {
@@ -72,7 +72,8 @@ static int side_pins_rename(const struct set *set, enum pin_kind kind, struct fa
 		if (!pin->side || pin->kind != kind)
 			continue;
 		set_path(set, pin->file, from);
-		snprintf(to, sizeof(to), "%.*s", (int)(strlen(from) - strlen(PIN_NEW_SUFFIX)), from);
+		snprintf(to, sizeof(to), "%.*s", (int)(strlen(from) - strlen(PIN_NEW_SUFFIX)),
+			 from);
 		if (rename(from, to))
 			return fail(f, -errno, "cannot rename %s to %s: %m", from, to);
 	}
@@ -89,7 +90,8 @@ static int link_swap_back(const struct set *set, const struct pin *pin, struct f
 		return 0;
 	opts.old_prog_fd = new->fd;
 	if (bpf_link_update(pin->fd, old->fd, &opts) && errno != ENOLINK)
-		return fail(f, -errno, "cannot update the program of %s/%s: %m", set->dir, pin->file);
+		return fail(f, -errno, "cannot update the program of %s/%s: %m", set->dir,
+			    pin->file);
 	return 0;
 }
 
@@ -116,7 +118,8 @@ static int upgrade_take_back(const struct set *set, struct failure *f)
 	return 0;
 }
 
-/* The map called as our table says among those that a program uses; -ENOENT if it uses none such. */
+/* The map called as our table says among those that a program uses; -ENOENT if it uses none such.
+ */
 static int map_of_program(int prog_fd, enum pin_map map)
 {
 	struct bpf_prog_info info = {};
@@ -139,14 +142,13 @@ static int map_of_program(int prog_fd, enum pin_map map)
 	return -ENOENT;
 }
 
-/* A pin that somebody removed: programs in force still hold the map. -ENOENT if none does. */
-static int map_recover(const struct set *set, enum pin_map map, struct failure *f)
+/* A map whose pin somebody removed: programs in force still hold it. An fd, or -ENOENT: none does.
+ */
+static int map_find(const struct set *set, enum pin_map map)
 {
-	char path[PATH_MAX];
-
 	for (size_t i = 0; i < set->count; i++) {
 		const struct pin *pin = &set->pins[i];
-		int prog _cleanup_fd_ = -1, fd _cleanup_fd_ = -1;
+		int prog _cleanup_fd_ = -1, fd;
 
 		if (pin->kind == PIN_LINK)
 			prog = bpf_prog_get_fd_by_id(pin->link.prog_id);
@@ -155,34 +157,47 @@ static int map_recover(const struct set *set, enum pin_map map, struct failure *
 		if (prog < 0)
 			continue;
 		fd = map_of_program(prog, map);
-		if (fd < 0)
-			continue;
-		if (bpf_obj_pin(fd, set_path(set, pin_maps[map].name, path)))
-			return fail(f, -errno, "cannot pin %s: %m", path);
-		log_notice("instance %s: pinned %s again, which had gone", set->name, pin_maps[map].name);
-		return 0;
+		if (fd >= 0)
+			return fd;
 	}
 	return -ENOENT;
 }
 
-static int maps_recover(struct set *set, struct failure *f)
+static int map_repin(const struct set *set, enum pin_map map, struct failure *f)
 {
-	int err;
+	int fd _cleanup_fd_ = map_find(set, map);
+	char path[PATH_MAX];
+
+	if (fd < 0)
+		return fail(f, fd, "cannot open %s of instance %s again: %s", pin_maps[map].name,
+			    set->name, strerror(-fd));
+	if (bpf_obj_pin(fd, set_path(set, pin_maps[map].name, path)))
+		return fail(f, -errno, "cannot pin %s: %m", path);
+	log_notice("instance %s: pinned %s again, which had gone", set->name, pin_maps[map].name);
+	return 0;
+}
+
+static int maps_recover(const struct set *set, struct failure *f)
+{
+	int err = 0;
 
 	for (int m = 0; m < PIN_MAP_COUNT; m++) {
+		int fd _cleanup_fd_ = -1;
+
 		if (set_find(set, PIN_MAP, m, false))
 			continue;
-		err = map_recover(set, m, f);
-		if (err == -ENOENT) {
-			/* The programs that need it are not even pinned: this set does nothing. */
-			log_notice("instance %s: removing what is left of it, %s has gone", set->name,
-				   pin_maps[m].name);
-			return unload_set(set, f);
-		}
-		if (err)
-			return err;
+		fd = map_find(set, m);
+		if (fd >= 0)
+			continue;
+		/* The programs that need it are not even pinned: this set does nothing. */
+		log_notice("instance %s: removing what is left of it, %s has gone", set->name,
+			   pin_maps[m].name);
+		return unload_set(set, f);
 	}
-	return 0;
+	for (int m = 0; !err && m < PIN_MAP_COUNT; m++)
+		if (!set_find(set, PIN_MAP, m, false))
+			err = map_repin(set, m, f);
+	return err;
 }
 
 int repair_instance(struct set *set, const struct set *side, struct failure *f)
@@ -202,7 +217,8 @@ int repair_instance(struct set *set, const struct set *side, struct failure *f)
 		if (!through)
 			err = upgrade_take_back(set, f);
 		else
-			err = side_pins_rename(set, PIN_PROG, f) ?: side_pins_rename(set, PIN_MAP, f);
+			err = side_pins_rename(set, PIN_PROG, f)
+				      ?: side_pins_rename(set, PIN_MAP, f);
 		if (!err)
 			err = set_reread(set, f);
 	}

@@ -7,6 +7,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "remedy.h"
+
 const enum pin_prog set_attach_order[PIN_PROG_COUNT] = {
 	PIN_PROG_sockops,      PIN_PROG_sock_release, PIN_PROG_getsockopt, PIN_PROG_getpeername4,
 	PIN_PROG_getpeername6, PIN_PROG_connect4,     PIN_PROG_connect6,
@@ -43,7 +45,8 @@ static void name_parse(struct pin *pin)
 	}
 }
 
-/* The kernel has one call for all three kinds and answers a wrong guess with nonsense: ask first. */
+/* The kernel has one call for all three kinds and answers a wrong guess with nonsense: ask first.
+ */
 static int fd_is(int fd, enum pin_kind kind)
 {
 	char path[64], target[64];
@@ -85,7 +88,8 @@ static int object_inspect(struct pin *pin, const char **ret_why)
 		len = sizeof(map);
 		if (bpf_obj_get_info_by_fd(pin->fd, &map, &len))
 			return -errno;
-		if (strcmp(map.name, pin_maps[pin->index].name) || map.type != pin_maps[pin->index].type)
+		if (strcmp(map.name, pin_maps[pin->index].name) ||
+		    map.type != pin_maps[pin->index].type)
 			*ret_why = "another map";
 		pin->id = map.id;
 		pin->key_size = map.key_size;
@@ -133,7 +137,7 @@ static int pin_read(const struct set *set, int dir_fd, const char *file, struct 
 	}
 	pin.fd = bpf_obj_get(set_path(set, file, path));
 	if (pin.fd < 0)
-		return fail(f, -errno, "cannot open %s: %m", path);
+		return fail(f, -errno, "cannot open %s: %m%s", path, remedy(errno));
 	r = fd_is(pin.fd, pin.kind);
 	if (r > 0)
 		r = object_inspect(&pin, &pin.why);
@@ -141,7 +145,7 @@ static int pin_read(const struct set *set, int dir_fd, const char *file, struct 
 		pin.why = "another kind of BPF object";
 	if (r < 0) {
 		fd_close(pin.fd);
-		return fail(f, r, "cannot inspect %s: %s", path, strerror(-r));
+		return fail(f, r, "cannot inspect %s: %s%s", path, strerror(-r), remedy(r));
 	}
 	if (pin.why) {
 		pin.fd = fd_close(pin.fd);
@@ -165,16 +169,18 @@ static int dir_open(const char *path, const char *name, struct failure *f)
 		return -ENOENT;
 	if (fd < 0 && (errno == ENOTDIR || errno == ELOOP))
 		return fail(f, -ENOTDIR,
-			    "%s is not a directory, so not ours; remove it or use another --name than %s",
+			    "%s is not a directory, so not ours; remove it or use another --name "
+			    "than %s",
 			    path, name);
 	if (fd < 0)
-		return fail(f, -errno, "cannot open %s: %m", path);
+		return fail(f, -errno, "cannot open %s: %m%s", path, remedy(errno));
 	if (fstat(fd, &st))
 		return fail(f, -errno, "cannot read %s: %m", path);
 	if (st.st_uid || (st.st_mode & 0777) != 0700)
 		return fail(f, -EPERM,
-			    "%s belongs to uid %u with mode %04o, ours belong to root with mode 0700, so "
-			    "others may have touched what is in it; remove it or use another --name than %s",
+			    "%s belongs to uid %u with mode %04o, ours belong to root with mode "
+			    "0700, so others may have touched what is in it; remove it or use "
+			    "another --name than %s",
 			    path, st.st_uid, st.st_mode & 07777, name);
 	return TAKE_FD(fd);
 }
@@ -274,10 +280,11 @@ int set_refuse_foreign(const struct set *set, struct failure *f)
 		size_t used = strlen(all);
 
 		if (pin->kind == PIN_FOREIGN)
-			snprintf(all + used, sizeof(all) - used, "%s%s (%s)", used ? ", " : "", pin->file,
-				 pin->why);
+			snprintf(all + used, sizeof(all) - used, "%s%s (%s)", used ? ", " : "",
+				 pin->file, pin->why);
 	}
-	return fail(f, -EEXIST, "in %s there is what is not ours: %s; remove it or use another --name",
+	return fail(f, -EEXIST,
+		    "in %s there is what is not ours: %s; remove it or use another --name",
 		    set->dir, all);
 }
 

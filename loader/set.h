@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * What is pinned under an instance's name, whatever state it is in: complete, half-broken, left by a
- * killed run, or not ours at all. Nothing is changed here.
+ * What is pinned under an instance's name, whatever state it is in: complete, half-broken, left by
+ * a killed run, or not ours at all. Nothing is changed here.
  */
 #ifndef TPROXY_LOADER_SET_H
 #define TPROXY_LOADER_SET_H
@@ -14,11 +14,11 @@ enum pin_kind { PIN_MAP, PIN_PROG, PIN_LINK, PIN_FOREIGN };
 
 struct pin {
 	enum pin_kind kind;
-	int index;	  /* enum pin_map or enum pin_prog */
-	bool side;	  /* a NAME~new: an object that was about to replace another */
-	int fd;		  /* -1 if foreign */
-	__u32 id;	  /* of map or program */
-	__u32 key_size;	  /* of a map */
+	int index;	/* enum pin_map or enum pin_prog */
+	bool side;	/* a NAME~new: an object that was about to replace another */
+	int fd;		/* -1 if foreign */
+	__u32 id;	/* of map or program */
+	__u32 key_size; /* of a map */
 	__u32 value_size;
 	__u32 max_entries;
 	__u32 map_flags;
@@ -39,8 +39,8 @@ struct set {
 };
 
 /*
- * Reads the directory of an instance (suffix "" or PIN_NEW_SUFFIX). No directory is no error. An error
- * is: a name that is no directory of root's alone, or no access.
+ * Reads the directory of an instance (suffix "" or PIN_NEW_SUFFIX). No directory is no error. An
+ * error is: a name that is no directory of root's alone, or no access.
  */
 int set_read(const char *name, const char *suffix, struct set *ret, struct failure *f);
 void set_free(struct set *set);

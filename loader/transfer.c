@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <string.h>
 
+#include "remedy.h"
+
 #define BATCH 4096 /* entries a call; the kernel wants room for its fullest bucket at least */
 
 static void snapshot_free(struct snapshot *s)
@@ -44,8 +46,8 @@ static int key_compare(const void *a, const void *b, void *key_size)
 }
 
 /*
- * In batches: bucket by bucket, so that an entry removed meanwhile does not throw the walk back to the
- * beginning, as it does with "the key after this one".
+ * In batches: bucket by bucket, so that an entry removed meanwhile does not throw the walk back to
+ * the beginning, as it does with "the key after this one".
  */
 static int snapshot_take(const struct transfer *t, struct snapshot *ret)
 {
@@ -60,8 +62,8 @@ static int snapshot_take(const struct transfer *t, struct snapshot *ret)
 	while (more) {
 		__u32 count = BATCH;
 
-		if (bpf_map_lookup_batch(t->from, first ? NULL : &token, &token, keys, values, &count,
-					 NULL)) {
+		if (bpf_map_lookup_batch(t->from, first ? NULL : &token, &token, keys, values,
+					 &count, NULL)) {
 			if (errno != ENOENT)
 				return -errno;
 			more = false; /* the last ones were read */
@@ -94,7 +96,8 @@ static int entry_new(const struct transfer *t, const unsigned char *now)
 static int entry_kept(const struct transfer *t, const unsigned char *then, const unsigned char *now,
 		      unsigned char *buf)
 {
-	if (!memcmp(then + t->key_size, now + t->key_size, t->value_size) || !untouched(t, then, buf))
+	if (!memcmp(then + t->key_size, now + t->key_size, t->value_size) ||
+	    !untouched(t, then, buf))
 		return 0;
 	if (bpf_map_update_elem(t->to, now, now + t->key_size, BPF_EXIST) && errno != ENOENT)
 		return -errno;
@@ -109,16 +112,15 @@ static int entry_gone(const struct transfer *t, const unsigned char *then, unsig
 }
 
 /* Merges two sorted snapshots; what differs is done to the new map. */
-static int differences_apply(const struct transfer *t, const struct snapshot *now, unsigned char *buf)
+static int differences_apply(const struct transfer *t, const struct snapshot *now,
+			     unsigned char *buf)
 {
 	size_t entry = t->key_size + t->value_size, i = 0, j = 0;
 	int err = 0;
 
 	while (!err && (i < t->last.count || j < now->count)) {
 		const unsigned char *a = t->last.entries + i * entry, *b = now->entries + j * entry;
-		int cmp = i == t->last.count ? 1
-			  : j == now->count ? -1
-					    : memcmp(a, b, t->key_size);
+		int cmp = i == t->last.count ? 1 : j == now->count ? -1 : memcmp(a, b, t->key_size);
 
 		if (cmp > 0)
 			err = entry_new(t, b);
@@ -142,10 +144,12 @@ int transfer_sync(struct transfer *t, struct failure *f)
 		return fail(f, -ENOMEM, "out of memory");
 	err = snapshot_take(t, &now);
 	if (err)
-		return fail(f, err, "cannot read the entries to carry over: %s", strerror(-err));
+		return fail(f, err, "cannot read the entries to carry over: %s%s", strerror(-err),
+			    remedy(err));
 	err = differences_apply(t, &now, buf);
 	if (err)
-		return fail(f, err, "cannot carry %zu entries over: %s", now.count, strerror(-err));
+		return fail(f, err, "cannot carry %zu entries over: %s%s", now.count,
+			    strerror(-err), remedy(err));
 	snapshot_free(&t->last);
 	t->last = now;
 	now = (struct snapshot){0};

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Carries the entries of a live hash map over to a new one of another size. While programs still use
- * the old map the new one follows it, one transfer_sync() at a time; once they use the new one a last
- * transfer_sync() brings what changed in between, without undoing what they did since.
+ * Carries the entries of a live hash map over to a new one of another size. While programs still
+ * use the old map the new one follows it, one transfer_sync() at a time; once they use the new one
+ * a last transfer_sync() brings what changed in between, without undoing what they did since.
  */
 #ifndef TPROXY_LOADER_TRANSFER_H
 #define TPROXY_LOADER_TRANSFER_H

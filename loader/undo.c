@@ -6,13 +6,23 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum undo_kind { UNDO_MKDIR, UNDO_PIN, UNDO_ATTACH, UNDO_SWAP, UNDO_RENAME, UNDO_REPLACE, UNDO_PORT };
+#include "remedy.h"
+
+enum undo_kind {
+	UNDO_MKDIR,
+	UNDO_PIN,
+	UNDO_ATTACH,
+	UNDO_SWAP,
+	UNDO_RENAME,
+	UNDO_REPLACE,
+	UNDO_PORT
+};
 
 struct undo_step {
 	enum undo_kind kind;
 	char *from; /* owned, as `to` */
 	char *to;
-	int fd;	    /* ATTACH: the link, owned; SWAP: the link, REPLACE: the old object, borrowed */
+	int fd;	    /* ATTACH: link, owned; SWAP: link, REPLACE: old object; borrowed */
 	int new_fd; /* SWAP: programs, borrowed */
 	int old_fd;
 	__u16 *port;
@@ -74,7 +84,7 @@ int undo_mkdir(struct undo *u, const char *path, struct failure *f)
 	if (!step)
 		return -ENOMEM;
 	if (mkdir(path, 0700))
-		err = fail(f, -errno, "cannot make the directory %s: %m", path);
+		err = fail(f, -errno, "cannot make the directory %s: %m%s", path, remedy(errno));
 	return step_finish(u, step, err);
 }
 
@@ -86,7 +96,7 @@ int undo_pin(struct undo *u, int fd, const char *path, struct failure *f)
 	if (!step)
 		return -ENOMEM;
 	if (bpf_obj_pin(fd, path))
-		err = fail(f, -errno, "cannot pin %s: %m", path);
+		err = fail(f, -errno, "cannot pin %s: %m%s", path, remedy(errno));
 	return step_finish(u, step, err);
 }
 
@@ -100,13 +110,13 @@ int undo_attach(struct undo *u, int prog_fd, int cgroup_fd, enum bpf_attach_type
 		return -ENOMEM;
 	step->fd = bpf_link_create(prog_fd, cgroup_fd, type, NULL);
 	if (step->fd < 0)
-		err = fail(f, -errno,
-			   "cannot attach the program of %s: %m%s", path,
-			   errno == EPERM ? "; a program attached without BPF_F_ALLOW_MULTI here or above "
-					    "forbids others, see: bpftool cgroup tree"
-					  : "");
+		err = fail(f, -errno, "cannot attach the program of %s: %m%s", path,
+			   errno == EPERM
+				   ? "; a program attached without BPF_F_ALLOW_MULTI here or above "
+				     "forbids others, see: bpftool cgroup tree"
+				   : remedy(errno));
 	else if (bpf_obj_pin(step->fd, path))
-		err = fail(f, -errno, "cannot pin %s: %m", path);
+		err = fail(f, -errno, "cannot pin %s: %m%s", path, remedy(errno));
 	return step_finish(u, step, err);
 }
 
@@ -123,7 +133,9 @@ int undo_swap(struct undo *u, int link_fd, int new_prog_fd, int old_prog_fd, con
 	step->new_fd = new_prog_fd;
 	step->old_fd = old_prog_fd;
 	if (bpf_link_update(link_fd, new_prog_fd, &opts))
-		err = fail(f, -errno, "cannot update the program of %s: %m", path);
+		err = fail(f, -errno, "cannot update the program of %s: %m%s", path,
+			   errno == EPERM ? "; somebody else changed it meanwhile, run it again"
+					  : remedy(errno));
 	return step_finish(u, step, err);
 }
 
@@ -135,7 +147,7 @@ int undo_rename(struct undo *u, const char *from, const char *to, struct failure
 	if (!step)
 		return -ENOMEM;
 	if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE))
-		err = fail(f, -errno, "cannot rename %s to %s: %m", from, to);
+		err = fail(f, -errno, "cannot rename %s to %s: %m%s", from, to, remedy(errno));
 	return step_finish(u, step, err);
 }
 
@@ -148,7 +160,7 @@ int undo_replace(struct undo *u, const char *from, const char *to, int old_fd, s
 		return -ENOMEM;
 	step->fd = old_fd;
 	if (rename(from, to))
-		err = fail(f, -errno, "cannot rename %s to %s: %m", from, to);
+		err = fail(f, -errno, "cannot rename %s to %s: %m%s", from, to, remedy(errno));
 	return step_finish(u, step, err);
 }
 
@@ -174,7 +186,8 @@ void undo_commit(struct undo *u)
 
 static void step_undo(const struct undo_step *step)
 {
-	LIBBPF_OPTS(bpf_link_update_opts, opts, .flags = BPF_F_REPLACE, .old_prog_fd = step->new_fd);
+	LIBBPF_OPTS(bpf_link_update_opts, opts, .flags = BPF_F_REPLACE,
+		    .old_prog_fd = step->new_fd);
 
 	switch (step->kind) {
 	case UNDO_MKDIR:
@@ -184,7 +197,8 @@ static void step_undo(const struct undo_step *step)
 		unlink(step->from);
 		break;
 	case UNDO_ATTACH:
-		/* A link that is only unlinked detaches some time later, after an RCU grace period. */
+		/* A link that is only unlinked detaches some time later, after an RCU grace period.
+		 */
 		bpf_link_detach(step->fd);
 		unlink(step->from);
 		break;

@@ -2,7 +2,8 @@
 /*
  * The one place that changes the system while hooks are loaded: each function makes a change and
  * remembers how to take it back. A stack that goes out of scope uncommitted is rolled back, last
- * change first. Room for the memory of a change is made before the change, so none can be forgotten.
+ * change first. Room for the memory of a change is made before the change, so none can be
+ * forgotten.
  */
 #ifndef TPROXY_LOADER_UNDO_H
 #define TPROXY_LOADER_UNDO_H

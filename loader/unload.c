@@ -17,8 +17,8 @@ static void pin_remove(struct removal *rm, const struct pin *pin)
 	char path[PATH_MAX];
 
 	/*
-	 * A link that is only unlinked detaches some time later, after an RCU grace period, and not at
-	 * all while somebody holds it open. A dead one cannot be detached, which is as good.
+	 * A link that is only unlinked detaches some time later, after an RCU grace period, and not
+	 * at all while somebody holds it open. A dead one cannot be detached, which is as good.
 	 */
 	if (pin->kind == PIN_LINK)
 		bpf_link_detach(pin->fd);
@@ -80,6 +80,7 @@ int unload_run(const char *name, struct failure *f)
 {
 	struct set set _cleanup_set_ = {0}, side _cleanup_set_ = {0};
 	struct failure foreign;
+	size_t links;
 	int err;
 
 	err = set_read(name, "", &set, f);
@@ -91,15 +92,16 @@ int unload_run(const char *name, struct failure *f)
 		err = unload_set(&side, f);
 	if (err)
 		return err;
+	links = links_count(&set) + links_count(&side);
 	if (set_refuse_foreign(&set, &foreign))
 		log_warning("left alone: %s", foreign.text);
 	if (set_refuse_foreign(&side, &foreign))
 		log_warning("left alone: %s", foreign.text);
-	if (set.count == set.foreign && side.count == side.foreign && (set.foreign || !set.exists) &&
-	    (side.foreign || !side.exists))
+	if (set.count == set.foreign && side.count == side.foreign &&
+	    (set.foreign || !set.exists) && (side.foreign || !side.exists))
 		log_info("instance %s: nothing is loaded, nothing to unload", name);
 	else
-		log_info("instance %s: unloaded, %zu links removed", name,
-			 links_count(&set) + links_count(&side));
+		log_info("instance %s: unloaded, %zu link%s removed", name, links,
+			 links == 1 ? "" : "s");
 	return 0;
 }

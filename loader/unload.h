@@ -7,8 +7,8 @@
 
 /*
  * Removes what is ours of a set and, if it is empty then, its directory. The hooks are switched off
- * first and map_config, by which an instance is known, goes last: a killed run leaves nothing in force
- * and something that the next one finds. Goes on after an error and returns the first.
+ * first and map_config, by which an instance is known, goes last: a killed run leaves nothing in
+ * force and something that the next one finds. Goes on after an error and returns the first.
  */
 int unload_set(const struct set *set, struct failure *f);
 

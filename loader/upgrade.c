@@ -17,7 +17,7 @@ struct upgrade {
 	const struct plan *plan;
 	struct failure *f;
 	struct transfer transfer[PIN_MAP_COUNT]; /* of the maps that are resized */
-	int *old_progs;				 /* what each link of the set ran before; -1 */
+	int *old_progs;				 /* fds, a pin of the set each; or -1 */
 	struct undo undo;
 };
 
@@ -72,11 +72,13 @@ static int side_pins_rename(struct upgrade *up)
 		const struct pin *old = set_find(up->set, PIN_PROG, p, false);
 
 		err = undo_replace(&up->undo, set_side_path(up->set, pin_progs[p].pin, from),
-				   set_path(up->set, pin_progs[p].pin, to), old ? old->fd : -1, up->f);
+				   set_path(up->set, pin_progs[p].pin, to), old ? old->fd : -1,
+				   up->f);
 	}
 	for (int m = 0; !err && m < PIN_MAP_COUNT; m++)
 		if (up->plan->resize[m])
-			err = undo_replace(&up->undo, set_side_path(up->set, pin_maps[m].name, from),
+			err = undo_replace(&up->undo,
+					   set_side_path(up->set, pin_maps[m].name, from),
 					   set_path(up->set, pin_maps[m].name, to),
 					   set_find(up->set, PIN_MAP, m, false)->fd, up->f);
 	return err;
@@ -91,9 +93,9 @@ static int transfers_sync(struct upgrade *up)
 			err = transfer_sync(&up->transfer[m], up->f);
 	if (err == -E2BIG)
 		return fail(up->f, err,
-			    "instance %s has more connections now than --max-connections %llu would hold; "
-			    "choose more", up->set->name,
-			    (unsigned long long)up->settings->max_connections);
+			    "instance %s has more connections now than --max-connections %llu "
+			    "would hold; choose more",
+			    up->set->name, (unsigned long long)up->settings->max_connections);
 	return err;
 }
 
@@ -135,16 +137,26 @@ static int links_swap(struct upgrade *up)
 	return 0;
 }
 
-/* A dead link is in nobody's way but by its name, and cannot be brought to life again. */
-static void dead_link_unpin(const struct upgrade *up, const char *file)
+/* Whether a pin has the name of a link that is wanted, but is not that: dead, or renamed by a hand.
+ */
+static bool in_the_way(const struct upgrade *up, const struct pin *pin)
+{
+	return pin->kind == PIN_LINK && pin->link.cgroup_id != pin->link.pinned_cgroup &&
+	       cgroups_contain(up->cgs, pin->link.pinned_cgroup);
+}
+
+/* A dead link cannot be brought to life again: nothing is lost that a rollback could restore. */
+static void name_clear(const struct upgrade *up, const char *file)
 {
 	char path[PATH_MAX];
 
 	for (size_t i = 0; i < up->set->count; i++) {
 		const struct pin *pin = &up->set->pins[i];
 
-		if (pin->kind == PIN_LINK && !pin->link.cgroup_id && !strcmp(pin->file, file))
-			unlink(set_path(up->set, file, path));
+		if (!in_the_way(up, pin) || strcmp(pin->file, file))
+			continue;
+		bpf_link_detach(pin->fd);
+		unlink(set_path(up->set, file, path));
 	}
 }
 
@@ -162,7 +174,7 @@ static int links_add(struct upgrade *up)
 				continue;
 			prog_fd = up->plan->reload ? object_prog_fd(up->obj, prog)
 						   : set_find(up->set, PIN_PROG, prog, false)->fd;
-			dead_link_unpin(up, link_name_format(prog, cg->id, file));
+			name_clear(up, link_name_format(prog, cg->id, file));
 			err = undo_attach(&up->undo, prog_fd, cg->fd, pin_progs[prog].attach_type,
 					  set_path(up->set, file, path), up->f);
 			if (err)
@@ -183,27 +195,24 @@ static void settings_store(const struct upgrade *up)
 	__atomic_store_n(&config->enabled, 1, __ATOMIC_RELEASE);
 }
 
-/* In the reverse order of attaching: what redirects goes first. */
+/* In the reverse order of attaching: what redirects goes first. Goes on after an error. */
 static int links_remove(const struct upgrade *up)
 {
 	char path[PATH_MAX];
+	int err = 0;
 
 	for (int o = PIN_PROG_COUNT - 1; o >= 0; o--)
 		for (size_t i = 0; i < up->set->count; i++) {
 			const struct pin *pin = &up->set->pins[i];
 
 			if (pin->kind != PIN_LINK || pin->index != (int)set_attach_order[o] ||
-			    plan_keeps(up->cgs, pin))
+			    plan_keeps(up->cgs, pin) || in_the_way(up, pin)) /* gone already */
 				continue;
-			if (pin->link.cgroup_id)
-				bpf_link_detach(pin->fd);
-			/* The name of a dead one may be a new link's by now. */
-			if (!pin->link.cgroup_id && cgroups_contain(up->cgs, pin->link.pinned_cgroup))
-				continue;
-			if (unlink(set_path(up->set, pin->file, path)) && errno != ENOENT)
-				return fail(up->f, -errno, "cannot remove %s: %m", path);
+			bpf_link_detach(pin->fd); /* at once; see unload.c */
+			if (unlink(set_path(up->set, pin->file, path)) && errno != ENOENT && !err)
+				err = fail(up->f, -errno, "cannot remove %s: %m", path);
 		}
-	return 0;
+	return err;
 }
 
 /* All that can fail and be taken back. */
@@ -213,17 +222,16 @@ static int upgrade_prepare(struct upgrade *up)
 
 	if (up->plan->reload)
 		err = side_pins_make(up);
-	if (!err && plan_resizes(up->plan)) {
+	if (!err && plan_resizes(up->plan))
 		err = transfers_begin(up);
-		/*
-		 * While half of the programs use the new maps and half the old ones a connection would be
-		 * redirected by one half and unknown to the other. Without a port the failure policy
-		 * applies instead, for the microseconds of the swap, or until the next run if this one is
-		 * killed in between.
-		 */
-		if (!err)
-			err = undo_store_port(&up->undo, &up->set->config->port, 0, up->f);
-	}
+	/*
+	 * While half of the programs use the new maps and half the old ones, or programs run twice,
+	 * a connection would be redirected by one and unknown to the other. Without a port the
+	 * failure policy applies instead, for the microseconds until settings_store(), or until the
+	 * next run if this one is killed in between.
+	 */
+	if (!err && up->plan->hold)
+		err = undo_store_port(&up->undo, &up->set->config->port, 0, up->f);
 	if (!err && up->plan->reload)
 		err = links_swap(up);
 	if (!err)
@@ -253,11 +261,15 @@ int upgrade_apply(const struct settings *settings, const struct cgroups *cgs, co
 	err = upgrade_prepare(&up);
 	if (err)
 		return err;
-	if (plan->settings || plan->reload)
-		settings_store(&up);
 	undo_commit(&up.undo);
+	err = links_remove(&up);
+	if (plan->settings || plan->reload || plan->hold)
+		settings_store(&up);
+	if (err)
+		return err;
 	if (transfers_sync(&up))
-		log_warning("instance %s: some connections made during the upgrade may be reset: %s",
-			    set->name, f->text);
-	return links_remove(&up);
+		log_warning(
+			"instance %s: some connections made during the upgrade may be reset: %s",
+			set->name, f->text);
+	return 0;
 }

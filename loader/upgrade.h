@@ -6,8 +6,8 @@
 #include "plan.h"
 
 /*
- * Carries a plan out. `obj` is the opened object the plan was made with; it is loaded here if the plan
- * needs it. On failure the set is as it was, but for links that were dead before.
+ * Carries a plan out. `obj` is the opened object the plan was made with; it is loaded here if the
+ * plan needs it. On failure the set is as it was, but for links that were dead before.
  */
 int upgrade_apply(const struct settings *settings, const struct cgroups *cgs, const struct set *set,
 		  struct object *obj, const struct plan *plan, struct failure *f);

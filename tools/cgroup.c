@@ -118,7 +118,8 @@ static int kill_all(const char *path)
 {
 	int fd _cleanup_fd_ = open_file(path, "cgroup.kill", O_WRONLY);
 
-	/* cgroup.kill (Linux 5.14) misses nobody; without it a process may fork between two looks. */
+	/* cgroup.kill (Linux 5.14) misses nobody; without it a process may fork between two looks.
+	 */
 	if (fd >= 0 && write(fd, "1", 1) == 1)
 		return cgroup_wait_empty(path, KILL_TIMEOUT_MS);
 	for (int64_t deadline = now_ms() + KILL_TIMEOUT_MS; now_ms() < deadline;) {
@@ -133,8 +134,11 @@ int cgroup_kill(const char *path, struct failure *f)
 {
 	int err = access(path, F_OK) ? 0 : kill_all(path);
 
-	return err ? fail(f, err, "cannot kill the processes in the cgroup %s: %s; see who they are: "
-			  "cat %s/cgroup.procs", path, strerror(-err), path) : 0;
+	return err ? fail(f, err,
+			  "cannot kill the processes in the cgroup %s: %s; see who they are: "
+			  "cat %s/cgroup.procs",
+			  path, strerror(-err), path)
+		   : 0;
 }
 
 static int remove_one(const char *path, void *user)
@@ -147,6 +151,9 @@ int cgroup_remove(const char *path, struct failure *f)
 {
 	int err = walk(path, remove_one, NULL);
 
-	return err ? fail(f, err, "cannot remove the cgroup %s: %s; see who is in it: cat "
-			  "%s/cgroup.procs", path, strerror(-err), path) : 0;
+	return err ? fail(f, err,
+			  "cannot remove the cgroup %s: %s; see who is in it: cat "
+			  "%s/cgroup.procs",
+			  path, strerror(-err), path)
+		   : 0;
 }

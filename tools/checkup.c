@@ -3,15 +3,12 @@
 
 #include <bpf/bpf.h>
 #include <inttypes.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
+#include <stdarg.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "lib/instance.h"
 #include "lib/mounts.h"
-#include "lib/sockdiag.h"
-#include "process.h"
 
 #define MAX_PROGRAMS 128
 #define FULL_PERCENT 90
@@ -21,7 +18,7 @@ struct patient {
 	json_t *findings;
 	const json_t *in, *all;
 	const char *name;
-	char load[64]; /* the fix of most things */
+	char load[1024]; /* the command that loads it as it was: the fix of most things */
 };
 
 static void well(const struct patient *p, const char *text)
@@ -34,7 +31,7 @@ static void check_pins(const struct patient *p)
 	json_t *missing = json_object_get(p->in, "missing_pins"), *one;
 	size_t i;
 
-	json_array_foreach(missing, i, one)
+	json_array_foreach (missing, i, one)
 		finding(p->findings, PROBE_FAIL, p->name, p->load, "pin %s is missing",
 			json_string_value(one));
 	if (!tree_true(p->in, "enabled"))
@@ -50,15 +47,17 @@ static void check_links(const struct patient *p)
 	int dead = 0;
 	size_t i;
 
-	json_array_foreach(json_object_get(p->in, "cgroups"), i, cgroup) {
+	json_array_foreach (json_object_get(p->in, "cgroups"), i, cgroup) {
 		if (*tree_text(cgroup, "path"))
 			continue;
 		dead++;
 		finding(p->findings, PROBE_FAIL, p->name, p->load,
-			"the cgroup with id %" PRIu64 " has been removed: its hooks are dead, and a new "
-			"cgroup of the same name is not intercepted", tree_value(cgroup, "id"));
+			"the cgroup with id %" PRIu64
+			" has been removed: its hooks are dead, and a new "
+			"cgroup of the same name is not intercepted",
+			tree_value(cgroup, "id"));
 	}
-	json_array_foreach(json_object_get(p->in, "hooks"), i, hook) {
+	json_array_foreach (json_object_get(p->in, "hooks"), i, hook) {
 		dead += json_is_null(json_object_get(hook, "cgroup"));
 	}
 	if (!dead && json_array_size(json_object_get(p->in, "cgroups")))
@@ -83,68 +82,52 @@ static void check_mode(const struct patient *p)
 		st.st_mode & 07777, st.st_uid);
 }
 
-static int is_registered(const struct patient *p, uint32_t inode)
+/* Who answers on the port in this network namespace. */
+static void check_port(const struct patient *p)
 {
-	json_t *proxy;
+	json_t *one;
+	char fix[128];
 	size_t i;
 
-	json_array_foreach(json_object_get(p->in, "proxies"), i, proxy) {
-		if (process_has_socket(tree_value(proxy, "pid"), inode))
-			return 1;
-	}
-	return 0;
-}
-
-/* Answers on the port, in this network namespace: ours, a stranger's, or nobody's. */
-static int check_port(const struct patient *p)
-{
-	struct sockdiag_query query = {.states = 1 << TCP_LISTEN,
-				       .local_port = tree_value(p->in, "port")};
-	struct sockdiag_socket *sockets _cleanup_free_ = NULL;
-	char comm[PROCESS_COMM_LEN], fix[128];
-	struct failure f;
-	size_t count;
-	int ours = 0;
-
-	if (sockdiag_tcp(&query, &sockets, &count, &f)) {
-		finding(p->findings, PROBE_WARN, p->name, NULL, "%s", f.text);
-		return 0;
-	}
-	for (size_t i = 0; i < count; i++) {
-		pid_t pid;
-
-		if (is_registered(p, sockets[i].inode)) {
-			ours++;
+	json_array_foreach (json_object_get(p->in, "listeners"), i, one) {
+		if (!json_is_false(json_object_get(one, "trusted")))
 			continue;
-		}
-		pid = process_with_socket(sockets[i].inode);
-		snprintf(fix, sizeof(fix), "stop process %d, or load with another --port and restart tproxyd",
-			 pid);
-		finding(p->findings, PROBE_FAIL, p->name,
-			pid ? fix : "find it with: ss -ltnp (as root), and stop it",
-			"port %u is held by a stranger: pid %d (%s), uid %u; no connection is sent to it",
-			query.local_port, pid, process_comm(pid, comm), sockets[i].uid);
+		snprintf(fix, sizeof(fix),
+			 "stop process %" PRIu64 ", or load with another --port and "
+			 "start tproxyd anew",
+			 tree_value(one, "pid"));
+		finding(p->findings, PROBE_FAIL, p->name, fix,
+			"%s is held by a stranger: pid %" PRIu64 " (%s), uid %" PRIu64
+			"; no connection is "
+			"sent to it",
+			tree_text(one, "address"), tree_value(one, "pid"), tree_text(one, "comm"),
+			tree_value(one, "uid"));
 	}
-	return ours;
 }
 
 static void check_proxies(const struct patient *p)
 {
-	int refuse = !strcmp(tree_text(p->in, "policy"), "refuse"), listening = check_port(p), dead = 0;
+	const json_t *serving = json_object_get(p->in, "serving");
+	int refuse = !strcmp(tree_text(p->in, "policy"), "refuse"), dead = 0;
 	json_t *proxy;
 	char fix[64];
 	size_t i;
 
 	snprintf(fix, sizeof(fix), "tproxyd --name %s", p->name);
-	json_array_foreach(json_object_get(p->in, "proxies"), i, proxy) {
-		if (tree_true(proxy, "alive"))
+	json_array_foreach (json_object_get(p->in, "proxies"), i, proxy) {
+		if (!json_is_false(json_object_get(proxy, "alive")))
 			continue;
 		dead++;
 		finding(p->findings, PROBE_FAIL, p->name, fix,
-			"tproxyd (pid %" PRIu64 ") has registered but is dead", tree_value(proxy, "pid"));
+			"tproxyd (pid %" PRIu64 ") has registered but is dead",
+			tree_value(proxy, "pid"));
 	}
-	if (listening)
+	if (json_is_true(serving))
 		well(p, "tproxyd serves in this network namespace");
+	else if (json_is_null(serving))
+		finding(p->findings, PROBE_WARN, p->name,
+			"run tproxy doctor as root, outside of containers",
+			"cannot tell whether who listens on the port is trusted");
 	else if (!dead)
 		finding(p->findings, refuse ? PROBE_FAIL : PROBE_WARN, p->name, fix,
 			"no tproxyd serves in this network namespace: connections %s",
@@ -155,9 +138,9 @@ static void check_maps(const struct patient *p)
 {
 	json_t *maps = json_object_get(p->in, "maps"), *map;
 	const char *name;
-	char fix[128];
+	char fix[sizeof(p->load) + 64];
 
-	json_object_foreach(maps, name, map) {
+	json_object_foreach (maps, name, map) {
 		uint64_t used = tree_value(map, "used"), max = tree_value(map, "max");
 
 		if (used * 100 < max * FULL_PERCENT)
@@ -174,8 +157,8 @@ static int is_ours(const json_t *all, __u32 id)
 	json_t *in, *hook;
 	size_t i, j;
 
-	json_array_foreach(all, i, in) {
-		json_array_foreach(json_object_get(in, "hooks"), j, hook) {
+	json_array_foreach (all, i, in) {
+		json_array_foreach (json_object_get(in, "hooks"), j, hook) {
 			if (tree_value(hook, "program") == id)
 				return 1;
 		}
@@ -192,10 +175,13 @@ static void report_program(json_t *findings, const char *what, const char *hook,
 
 	if (fd >= 0)
 		bpf_obj_get_info_by_fd(fd, &info, &len);
-	snprintf(fix, sizeof(fix), "see whose it is: bpftool prog show id %u; bpftool cgroup tree", id);
+	snprintf(fix, sizeof(fix), "see whose it is: bpftool prog show id %u; bpftool cgroup tree",
+		 id);
 	finding(findings, PROBE_WARN, what, fix,
-		"a program that is none of ours runs on the hook %s too: id %u, '%.*s'; it may change or "
-		"refuse the same connections", hook, id, BPF_OBJ_NAME_LEN, info.name);
+		"a program that is none of ours runs on the hook %s too: id %u, '%.*s'; it may "
+		"change or "
+		"refuse the same connections",
+		hook, id, BPF_OBJ_NAME_LEN, info.name);
 }
 
 /* What runs on our hooks for the processes of a cgroup: attached there or to any ancestor. */
@@ -229,28 +215,69 @@ static void check_neighbours(const struct patient *p)
 	int found = 0;
 	size_t i;
 
-	json_array_foreach(json_object_get(p->in, "cgroups"), i, cgroup) {
+	json_array_foreach (json_object_get(p->in, "cgroups"), i, cgroup) {
 		const char *path = tree_text(cgroup, "path");
 
 		if (*path) /* "/a/b", of the hierarchy */
-			found += check_foreign(p->findings, p->name, path[1] ? path + 1 : ".", p->all);
+			found += check_foreign(p->findings, p->name, path[1] ? path + 1 : ".",
+					       p->all);
 	}
 	if (!found)
 		well(p, "no other programs on its hooks");
+}
+
+static void _printf_(2, 3) load_append(struct patient *p, const char *fmt, ...)
+{
+	size_t used = strlen(p->load);
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(p->load + used, sizeof(p->load) - used, fmt, ap);
+	va_end(ap);
+}
+
+/*
+ * Without a configuration file the settings came from the command line: without them again, the
+ * hooks would move to the root cgroup.
+ */
+static void load_command(struct patient *p)
+{
+	char config[64 + TP_NAME_LEN];
+	json_t *cgroup;
+	size_t i;
+
+	load_append(p, "tproxy-load --name %s", p->name);
+	snprintf(config, sizeof(config), "/etc/tproxy/%s.conf", p->name);
+	if (!access(config, F_OK))
+		return;
+	if (!json_object_get(p->in, "abi")) {
+		load_append(p, ", with the options it was loaded with");
+		return;
+	}
+	json_array_foreach (json_object_get(p->in, "cgroups"), i, cgroup) {
+		const char *path = tree_text(cgroup, "path");
+
+		if (strcmp(path, "/")) /* relative to the root of the hierarchy */
+			load_append(p, " --cgroup %s", *path ? path + 1 : "PATH");
+	}
+	load_append(p, " --port %" PRIu64 " --on-proxy-down %s", tree_value(p->in, "port"),
+		    tree_text(p->in, "policy"));
 }
 
 void checkup_instance(json_t *findings, const json_t *in, const json_t *all)
 {
 	struct patient p = {findings, in, all, tree_text(in, "name"), ""};
 
-	snprintf(p.load, sizeof(p.load), "tproxy-load --name %s", p.name);
-	if (*tree_text(in, "error"))
+	load_command(&p);
+	/* A pin that is missing is said below, once. */
+	if (*tree_text(in, "error") && !json_array_size(json_object_get(in, "missing_pins")))
 		finding(findings, PROBE_FAIL, p.name, p.load, "%s", tree_text(in, "error"));
 	check_mode(&p);
 	if (!json_object_get(in, "abi")) /* nothing else could be read */
 		return;
 	check_pins(&p);
 	check_links(&p);
+	check_port(&p);
 	check_proxies(&p);
 	check_maps(&p);
 	check_neighbours(&p);

@@ -28,14 +28,18 @@ struct command_settings {
 	bool json;
 };
 
-#define OPT_INSTANCE                                                                     \
-	{.name = "name", .letter = 'n', .type = OPT_STRING, .arg = "NAME",               \
-	 .offset = offsetof(struct command_settings, instance),                          \
-	 .help = "only this instance (default: all)"}
+#define OPT_INSTANCE                                                              \
+	{                                                                         \
+		.name = "name", .letter = 'n', .type = OPT_STRING, .arg = "NAME", \
+		.offset = offsetof(struct command_settings, instance),            \
+		.help = "only this instance (default: all)"                       \
+	}
 
-#define OPT_JSON                                                                         \
-	{.name = "json", .letter = 'j', .type = OPT_FLAG,                                \
-	 .offset = offsetof(struct command_settings, json), .help = "print JSON"}
+#define OPT_JSON                                                                        \
+	{                                                                               \
+		.name = "json", .letter = 'j', .type = OPT_FLAG,                        \
+		.offset = offsetof(struct command_settings, json), .help = "print JSON" \
+	}
 
 /*
  * opts_parse() with the failure logged. OPTS_RUN, OPTS_DONE, or -errno. *ret_next is the first

@@ -26,10 +26,18 @@ struct conns_settings {
 static const struct opt options[] = {
 	OPT_INSTANCE,
 	OPT_JSON,
-	{.name = "pid", .letter = 'p', .type = OPT_UINT, .arg = "PID", .min = 1, .max = INT32_MAX,
+	{.name = "pid",
+	 .letter = 'p',
+	 .type = OPT_UINT,
+	 .arg = "PID",
+	 .min = 1,
+	 .max = INT32_MAX,
 	 .offset = offsetof(struct conns_settings, pid),
 	 .help = "only connections of this process (default: all)"},
-	{.name = "dst", .letter = 'd', .type = OPT_STRING, .arg = "TEXT",
+	{.name = "dst",
+	 .letter = 'd',
+	 .type = OPT_STRING,
+	 .arg = "TEXT",
 	 .offset = offsetof(struct conns_settings, dst),
 	 .help = "only destinations that contain TEXT, as printed (default: all)"},
 	{0},
@@ -38,15 +46,16 @@ static const struct opt options[] = {
 static const struct opt_program program = {
 	.name = "tproxy conns",
 	.usage = "[OPTION]...",
-	.about = "Shows each connection that the hooks sent to a proxy and that is still open: the process,\n"
-		 "where it really wanted to go, since when, bytes each way as the client's socket has\n"
-		 "them, and the state of that socket.",
+	.about = "Shows each connection that the hooks sent to a proxy and that is still open:\n"
+		 "the process, where it really wanted to go, since when, bytes each way as the\n"
+		 "client's socket has them, and the state of that socket.",
 	.opts = options,
 	.epilogue = "Exit codes: 0 shown, 1 the instance is not there or cannot be read, 2 usage.",
 };
 
 /* The sockets of one network namespace. */
-struct namespace {
+struct namespace
+{
 	uint64_t id;
 	struct sockdiag_socket *sockets;
 	size_t count;
@@ -90,8 +99,8 @@ static void namespaces_add(struct namespaces *ns, pid_t pid)
 static const struct sockdiag_socket *namespaces_find(const struct namespaces *ns, uint64_t cookie)
 {
 	for (size_t i = 0; i < ns->count; i++) {
-		const struct sockdiag_socket *s =
-			sockdiag_find(ns->all[i].sockets, ns->all[i].count, cookie);
+		const struct sockdiag_socket *s = sockdiag_find(ns->all[i].sockets,
+								ns->all[i].count, cookie);
 
 		if (s)
 			return s;
@@ -239,13 +248,13 @@ static void print_text(const json_t *tree)
 	char age[32], up[32], down[32], who[96];
 	size_t i;
 
-	json_array_foreach(json_object_get(tree, "errors"), i, error)
+	json_array_foreach (json_object_get(tree, "errors"), i, error)
 		log_error("%s", json_string_value(error));
 	if (!json_array_size(conns))
 		return;
 	printf("%-24s %6s  %-24s %-24s %8s %12s %12s  %-11s %s\n", "PROCESS", "UID", "SOURCE",
 	       "DESTINATION", "AGE", "UP", "DOWN", "STATE", "COOKIE");
-	json_array_foreach(conns, i, conn) {
+	json_array_foreach (conns, i, conn) {
 		snprintf(who, sizeof(who), "%" PRIu64 "/%s", tree_value(conn, "pid"),
 			 tree_text(conn, "comm"));
 		printf("%-24s %6" PRIu64 "  %-24s %-24s %8s %12s %12s  %-11s %" PRIu64 "\n", who,

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
 #include "describe.h"
 
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -11,6 +9,7 @@
 #include "lib/links.h"
 #include "lib/mounts.h"
 #include "lib/sockdiag.h"
+#include "listeners.h"
 #include "mapread.h"
 #include "process.h"
 
@@ -47,7 +46,7 @@ static void add_cgroup(json_t *cgroups, uint64_t id)
 	json_t *cgroup;
 	size_t i;
 
-	json_array_foreach(cgroups, i, cgroup) {
+	json_array_foreach (cgroups, i, cgroup) {
 		if (tree_value(cgroup, "id") == id)
 			return;
 	}
@@ -102,7 +101,8 @@ static int linked(const struct hook_link *links, size_t count, int prog, uint64_
 	return 0;
 }
 
-/* Every map, every program, and of each attached cgroup every link; without any cgroup, one of each. */
+/* Every map, every program, and of each attached cgroup every link; without any cgroup, one of
+ * each. */
 static json_t *missing_pins(const char *name, const struct hook_link *links, size_t count,
 			    const json_t *cgroups)
 {
@@ -120,7 +120,7 @@ static json_t *missing_pins(const char *name, const struct hook_link *links, siz
 			snprintf(pin, sizeof(pin), PIN_LINK_PREFIX "%s", pin_progs[p].name);
 			tree_add(missing, tree_string(pin));
 		}
-		json_array_foreach(cgroups, i, cgroup) {
+		json_array_foreach (cgroups, i, cgroup) {
 			uint64_t id = tree_value(cgroup, "id");
 
 			if (linked(links, count, p, id))
@@ -135,6 +135,7 @@ static json_t *missing_pins(const char *name, const struct hook_link *links, siz
 
 static json_t *describe_proxies(const struct tp_config *cfg, uint64_t netns)
 {
+	int global = process_pids_are_global();
 	json_t *proxies = tree_array();
 	char comm[PROCESS_COMM_LEN];
 
@@ -146,41 +147,15 @@ static json_t *describe_proxies(const struct tp_config *cfg, uint64_t netns)
 			continue;
 		proxy = tree_object();
 		tree_set(proxy, "pid", tree_number(p->tgid));
-		tree_set(proxy, "comm", tree_string(process_comm(p->tgid, comm)));
+		tree_set(proxy, "comm",
+			 global ? tree_string(process_comm(p->tgid, comm)) : tree_null());
 		tree_set(proxy, "netns", tree_number(p->netns));
 		tree_set(proxy, "here", netns ? tree_bool(p->netns == netns) : tree_null());
-		tree_set(proxy, "alive", tree_bool(process_start_time(p->tgid) != 0));
+		tree_set(proxy, "alive",
+			 global ? tree_bool(process_start_time(p->tgid) != 0) : tree_null());
 		tree_add(proxies, proxy);
 	}
 	return proxies;
-}
-
-/*
- * Whether a connect() made here would find a trusted listener. The mark itself can only be read through
- * a descriptor of the listener, so: somebody listens on the port, and a living proxy has registered
- * from here. Null where the kernel does not tell our namespace's cookie (before 5.14).
- */
-static json_t *serving(const struct tp_config *cfg, const json_t *proxies)
-{
-	struct sockdiag_query query = {.states = 1 << TCP_LISTEN, .local_port = cfg->port};
-	struct sockdiag_socket *sockets _cleanup_free_ = NULL;
-	int registered = 0, unknown = 0;
-	struct failure ignored;
-	json_t *proxy;
-	size_t i, count;
-
-	json_array_foreach(proxies, i, proxy) {
-		registered |= tree_true(proxy, "alive") && tree_true(proxy, "here");
-		unknown |= tree_true(proxy, "alive") &&
-			   json_is_null(json_object_get(proxy, "here"));
-	}
-	if (!cfg->port || (!registered && !unknown))
-		return tree_bool(0);
-	if (sockdiag_tcp(&query, &sockets, &count, &ignored))
-		return tree_null();
-	if (!count)
-		return tree_bool(0);
-	return registered ? tree_bool(1) : tree_null();
 }
 
 static int describe_maps(json_t *tree, const struct instance *inst, struct failure *f)
@@ -228,10 +203,10 @@ static int describe_pins(json_t *tree, const char *name, struct failure *f)
 	return err;
 }
 
-json_t *describe_instance(const char *name)
+static json_t *describe_instance(const char *name)
 {
 	struct instance inst _cleanup_(instance_close) = INSTANCE_INIT;
-	json_t *tree = tree_object(), *proxies;
+	json_t *tree = tree_object(), *listeners;
 	char dir[PATH_MAX];
 	struct failure f;
 	int err;
@@ -241,9 +216,10 @@ json_t *describe_instance(const char *name)
 	err = instance_open(name, 0, &inst, &f);
 	if (!err) {
 		describe_config(tree, inst.config);
-		proxies = describe_proxies(inst.config, sockdiag_netns_cookie());
-		tree_set(tree, "serving", serving(inst.config, proxies));
-		tree_set(tree, "proxies", proxies);
+		tree_set(tree, "proxies", describe_proxies(inst.config, sockdiag_netns_cookie()));
+		listeners = listeners_describe(name, inst.config->port);
+		tree_set(tree, "serving", listeners_serving(listeners));
+		tree_set(tree, "listeners", listeners);
 		err = describe_pins(tree, name, &f);
 		instance_close(&inst);
 	}

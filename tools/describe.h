@@ -6,18 +6,21 @@
 #include "tree.h"
 
 /*
- * {"name", "directory", and either "error" or
- *  "abi", "build", "loaded", "enabled", "port", "policy",
- *  "cgroups": [{"id", "path" or null}], the path being null once the cgroup is gone,
- *  "hooks": [{"hook", "link", "program", "cgroup", "pin"}], cgroup null for a dead link,
- *  "missing_pins": [name], "proxies": [{"pid", "comm", "netns", "here", "alive"}],
- *  "serving": true, false or null for not known,
- *  "counters": {name: value}, "maps": {name: {"id", "used", "max"}}}
- * Never fails: what cannot be read is said in "error".
+ * An array of the one named, or of all where name is NULL. Of each:
+ *
+ *	name, directory
+ *	error		what could not be read; nothing else is there without "abi"
+ *	abi, build, loaded, enabled, port, policy
+ *	cgroups		[{id, path}]; path is null once the cgroup is gone
+ *	hooks		[{hook, link, program, cgroup, pin}]; cgroup is null if dead
+ *	missing_pins	[name]
+ *	proxies		[{pid, comm, netns, here, alive}]; pid as the kernel sees it;
+ *			here and alive are null where that cannot be known
+ *	listeners	see listeners.h
+ *	serving		true, false, or null for not known
+ *	counters	{name: value}
+ *	maps		{name: {id, used, max}}
  */
-json_t *describe_instance(const char *name);
-
-/* An array of them: the one named, or all where name is NULL. */
 json_t *describe_instances(const char *name);
 
 #endif

@@ -9,17 +9,16 @@
 #include "lib/probe.h"
 #include "sandbox.h"
 
-#define MAX_PROBES 32
-
 static const struct opt options[] = {OPT_INSTANCE, OPT_JSON, {0}};
 
 static const struct opt_program program = {
 	.name = "tproxy doctor",
 	.usage = "[OPTION]...",
-	.about = "Looks at the kernel, the mounts, the instances and what is left of old ones, and says of\n"
-		 "everything that is wrong how to put it right. Changes nothing.",
+	.about = "Looks at the kernel, the mounts, the instances and what is left of old ones,\n"
+		 "and says of everything that is wrong how to put it right. Changes nothing.",
 	.opts = options,
-	.epilogue = "Exit codes: 0 all is well (there may be warnings), 1 something is wrong, 2 usage.",
+	.epilogue =
+		"Exit codes: 0 nothing is wrong (there may be warnings), 1 something is, 2 usage.",
 };
 
 static const char *const verdicts[] = {
@@ -44,8 +43,8 @@ void finding(json_t *findings, enum probe_result result, const char *what, const
 
 static void check_probes(json_t *findings)
 {
-	struct probe probes[MAX_PROBES];
-	size_t count = probe_system(probes, MAX_PROBES);
+	struct probe probes[PROBE_MAX];
+	size_t count = probe_system(probes, PROBE_MAX);
 
 	for (size_t i = 0; i < count; i++)
 		finding(findings, probes[i].result, probes[i].what,
@@ -72,7 +71,8 @@ static void check_sysctls(json_t *findings)
 		finding(findings, PROBE_WARN, "BPF JIT", "sysctl net.core.bpf_jit_enable=1",
 			"off: the hooks are interpreted, several times slower");
 	else
-		finding(findings, PROBE_OK, "BPF JIT", NULL, jit > 0 ? "on" : "not known");
+		finding(findings, PROBE_OK, "BPF JIT", NULL,
+			jit > 0 ? "on" : "cannot be seen from here");
 	if (unprivileged == 0)
 		finding(findings, PROBE_WARN, "unprivileged BPF",
 			"sysctl kernel.unprivileged_bpf_disabled=1",
@@ -81,7 +81,8 @@ static void check_sysctls(json_t *findings)
 		finding(findings, PROBE_OK, "unprivileged BPF", NULL, "disabled");
 	if (geteuid())
 		finding(findings, PROBE_WARN, "privileges", "run tproxy doctor as root",
-			"run by user %u: pins, programs and other users' processes cannot be looked at",
+			"run by user %u: pins, programs and other users' processes cannot be "
+			"looked at",
 			geteuid());
 }
 
@@ -95,17 +96,20 @@ static void check_bpffs_mounts(json_t *findings)
 	int count = 0;
 
 	while (file && getline(&line, &size, file) > 0)
-		if (sscanf(line, "%*s %*s %*s %*s %4095s", point) == 1 && !strcmp(point, BPFFS_ROOT))
+		if (sscanf(line, "%*s %*s %*s %*s %4095s", point) == 1 &&
+		    !strcmp(point, BPFFS_ROOT))
 			count++;
 	if (count > 1)
 		finding(findings, PROBE_FAIL, "bpffs mounts", "umount " BPFFS_ROOT,
 			"%d file systems are mounted over each other at " BPFFS_ROOT
-			": pins below the topmost are hidden", count);
+			": pins below the topmost are hidden",
+			count);
 }
 
 static int stale_sandbox(struct sandbox *box, void *user)
 {
-	finding(user, PROBE_FAIL, box->name, "the next tproxy run removes it, for example: tproxy run -- true",
+	finding(user, PROBE_FAIL, box->name,
+		"the next tproxy run removes it, for example: tproxy run -- true",
 		"left by a tproxy run that was killed (instance, cgroup %s or lock)", box->cgroup);
 	return 0;
 }
@@ -127,8 +131,8 @@ static void check_staging(json_t *findings)
 		snprintf(name, sizeof(name), "%.*s", (int)(len - suffix), e->d_name);
 		if (instance_name_check(name, &ignored))
 			continue;
-		snprintf(fix, sizeof(fix), "tproxy-load --name %s, or tproxy-load --name %s --unload",
-			 name, name);
+		snprintf(fix, sizeof(fix),
+			 "tproxy-load --name %s, or tproxy-load --name %s --unload", name, name);
 		finding(findings, PROBE_WARN, name, fix,
 			"%s/%s is left from a load that was interrupted (or one that runs now)",
 			BPFFS_ROOT, e->d_name);
@@ -142,7 +146,7 @@ static void check_instances(json_t *findings, const char *only)
 	int found = 0;
 	size_t i;
 
-	json_array_foreach(all, i, in) {
+	json_array_foreach (all, i, in) {
 		if (only && strcmp(only, tree_text(in, "name")))
 			continue;
 		checkup_instance(findings, in, all);
@@ -161,7 +165,7 @@ static void print_text(const json_t *findings)
 	size_t count[ARRAY_SIZE(verdicts)] = {0}, i;
 	json_t *one;
 
-	json_array_foreach(findings, i, one) {
+	json_array_foreach (findings, i, one) {
 		const char *fix = tree_text(one, "fix");
 		size_t v = 0;
 
@@ -190,7 +194,7 @@ static int examine(const struct command_settings *settings)
 	check_instances(findings, settings->instance);
 	check_staging(findings);
 	sandbox_each_stale(stale_sandbox, findings);
-	json_array_foreach(findings, i, one) {
+	json_array_foreach (findings, i, one) {
 		wrong |= !strcmp(tree_text(one, "result"), verdicts[PROBE_FAIL]);
 	}
 	tree_set(tree, "well", tree_bool(!wrong));

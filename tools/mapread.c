@@ -34,10 +34,9 @@ static int read_all(int fd, const struct pin_map_def *def, struct map_contents *
 				return -ENOMEM;
 		}
 		count = batch;
-		err = bpf_map_lookup_batch(fd, from, &position,
-					   (char *)c->keys + c->count * def->key_size,
-					   (char *)c->values + c->count * def->value_size, &count,
-					   NULL);
+		err = bpf_map_lookup_batch(
+			fd, from, &position, (char *)c->keys + c->count * def->key_size,
+			(char *)c->values + c->count * def->value_size, &count, NULL);
 		if (err == -ENOSPC) { /* a bucket longer than the batch: none of it was read */
 			batch *= 2;
 			continue;
@@ -62,8 +61,8 @@ int mapread(const struct instance *inst, enum pin_map map, struct map_contents *
 	if (!err)
 		err = read_all(inst->map[map], &pin_maps[map], &c);
 	if (err)
-		return fail(f, err, "cannot read %s of instance %s: %s", pin_maps[map].name, inst->name,
-			    strerror(-err));
+		return fail(f, err, "cannot read %s of instance %s: %s", pin_maps[map].name,
+			    inst->name, strerror(-err));
 	c.max = info.max_entries;
 	c.id = info.id;
 	*ret = c;

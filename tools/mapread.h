@@ -16,9 +16,9 @@ struct map_contents {
 };
 
 /*
- * Reads one of our pinned hash maps (map_socks, map_ports) in batches: the kernel walks by bucket, so
- * that entries coming and going meanwhile neither repeat nor hide others, as with BPF_MAP_GET_NEXT_KEY
- * whose walk starts again where its key has gone. 0, or -errno.
+ * Reads one of our pinned hash maps (map_socks, map_ports) in batches: the kernel walks by bucket,
+ * so that entries coming and going meanwhile neither repeat nor hide others, as with
+ * BPF_MAP_GET_NEXT_KEY whose walk starts again where its key has gone. 0, or -errno.
  */
 int mapread(const struct instance *inst, enum pin_map map, struct map_contents *ret,
 	    struct failure *f);

@@ -12,7 +12,8 @@ int notify_open(char ret_address[NOTIFY_ADDRESS_LEN], struct failure *f)
 	socklen_t len = sizeof(addr);
 	int fd _cleanup_fd_ = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0), on = 1;
 
-	/* Bound by the family alone, the kernel picks a free name: a NUL and five hex digits (unix(7)). */
+	/* Bound by the family alone, the kernel picks a free name: a NUL and five hex digits
+	 * (unix(7)). */
 	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) ||
 	    bind(fd, (struct sockaddr *)&addr, offsetof(struct sockaddr_un, sun_path)) ||
 	    getsockname(fd, (struct sockaddr *)&addr, &len))

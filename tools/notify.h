@@ -7,8 +7,8 @@
 
 #define NOTIFY_ADDRESS_LEN 32
 
-/* Opens an abstract socket, which leaves no file behind. `ret_address` is for NOTIFY_SOCKET. Returns
- * an fd, or -errno. */
+/* Opens an abstract socket, which leaves no file behind. `ret_address` is for NOTIFY_SOCKET.
+ * Returns an fd, or -errno. */
 int notify_open(char ret_address[NOTIFY_ADDRESS_LEN], struct failure *f);
 
 /* Reads what has come, without waiting: 1 if READY=1 was in it, sent by our own user. */

@@ -22,7 +22,8 @@ static int can_listen(const struct sockaddr *addr, socklen_t len)
 	return !listen(fd, 1);
 }
 
-int port_is_free(uint16_t port)
+/* On 127.0.0.1, and on ::1 where there is IPv6. */
+static int is_free(uint16_t port)
 {
 	struct sockaddr_in in = {.sin_family = AF_INET,
 				 .sin_port = htons(port),
@@ -42,11 +43,12 @@ int port_pick(uint16_t *ret_port, struct failure *f)
 	for (unsigned int i = 0; i < PORTS; i++) {
 		uint16_t port = FIRST_PORT + (start + i) % PORTS;
 
-		if (port_is_free(port)) {
+		if (is_free(port)) {
 			*ret_port = port;
 			return 0;
 		}
 	}
-	return fail(f, -EADDRINUSE, "no port from %d to %d is free on loopback; choose one with --port",
-		    FIRST_PORT, FIRST_PORT + PORTS - 1);
+	return fail(f, -EADDRINUSE,
+		    "no port from %d to %d is free on loopback; choose one with --port", FIRST_PORT,
+		    FIRST_PORT + PORTS - 1);
 }

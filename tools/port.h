@@ -7,10 +7,8 @@
 
 #include "lib/failure.h"
 
-/* Whether one could listen on 127.0.0.1 and ::1 (where there is IPv6): 1 or 0. */
-int port_is_free(uint16_t port);
-
-/* A free one, searched from a place of this process's own so that several find different ones. */
+/* One that is free on 127.0.0.1 and ::1, searched from a place of this process's own so that
+ * several find different ones. */
 int port_pick(uint16_t *ret_port, struct failure *f);
 
 #endif

@@ -17,8 +17,10 @@ uint64_t process_start_time(pid_t pid)
 	if (!file || !fgets(line, sizeof(line), file))
 		return 0;
 	p = strrchr(line, ')'); /* the name before it may hold anything */
-	if (!p || sscanf(p + 1, "%*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
-				"%*s %*s %*s %llu", &start) != 1)
+	if (!p || sscanf(p + 1,
+			 "%*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
+			 "%*s %*s %*s %llu",
+			 &start) != 1)
 		return 0;
 	return start;
 }
@@ -41,13 +43,13 @@ const char *process_comm(pid_t pid, char buf[PROCESS_COMM_LEN])
 	return buf;
 }
 
-int process_has_socket(pid_t pid, uint32_t inode)
+/* The number of the descriptor, or -ENOENT. */
+static int find_in(pid_t pid, const char *wanted)
 {
-	char path[64], wanted[32], target[64];
 	DIR *dir _cleanup_dir_ = NULL;
+	char path[64], target[64];
 	struct dirent *e;
 
-	snprintf(wanted, sizeof(wanted), "socket:[%u]", inode);
 	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
 	dir = opendir(path);
 	while (dir && (e = readdir(dir))) {
@@ -57,23 +59,36 @@ int process_has_socket(pid_t pid, uint32_t inode)
 			continue;
 		target[n] = 0;
 		if (!strcmp(target, wanted))
-			return 1;
+			return atoi(e->d_name);
 	}
-	return 0;
+	return -ENOENT;
 }
 
-pid_t process_with_socket(uint32_t inode)
+int process_find_socket(uint32_t inode, pid_t *ret_pid)
 {
 	DIR *dir _cleanup_dir_ = opendir("/proc");
+	char wanted[32];
 	struct dirent *e;
 
+	snprintf(wanted, sizeof(wanted), "socket:[%u]", inode);
 	while (dir && (e = readdir(dir))) {
 		pid_t pid = atoi(e->d_name);
+		int fd = pid > 0 ? find_in(pid, wanted) : -ENOENT;
 
-		if (pid > 0 && process_has_socket(pid, inode))
-			return pid;
+		if (fd >= 0) {
+			*ret_pid = pid;
+			return fd;
+		}
 	}
-	return 0;
+	return -ENOENT;
+}
+
+int process_pids_are_global(void)
+{
+	struct stat st;
+
+	/* The inode number of the initial pid namespace is fixed (PROC_PID_INIT_INO, Linux 3.8). */
+	return !stat("/proc/self/ns/pid", &st) && st.st_ino == 0xEFFFFFFC;
 }
 
 uint64_t process_netns(pid_t pid)

@@ -14,11 +14,14 @@ uint64_t process_start_time(pid_t pid);
 /* Empty where there is no such process. Returns buf. */
 const char *process_comm(pid_t pid, char buf[PROCESS_COMM_LEN]);
 
-/* By the socket's inode. */
-int process_has_socket(pid_t pid, uint32_t inode);
+/*
+ * Finds a process that has the socket of this inode open. Returns the number of its descriptor
+ * there, or -ENOENT: none that can be seen.
+ */
+int process_find_socket(uint32_t inode, pid_t *ret_pid);
 
-/* A process that has the socket open; 0: none that can be seen. */
-pid_t process_with_socket(uint32_t inode);
+/* Whether pids as the kernel's programs record them are those that we see: 1 or 0. */
+int process_pids_are_global(void);
 
 /* Number of a network namespace (the inode of /proc/PID/ns/net; pid 0: our own); 0: not known. */
 uint64_t process_netns(pid_t pid);

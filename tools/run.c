@@ -5,10 +5,10 @@
  * Theory of operation
  *
  * Signals are blocked and read from a descriptor, so that everything that can happen is an event of
- * one poll(): the command ended, the proxy ended, the proxy is ready, somebody wants us to stop. The
- * children get the mask back that we were started with. The command shares our process group, so a
- * terminal is its own and what is typed there reaches it directly; signals sent to us alone are passed
- * on. The proxy has a session of its own: ^C ends the command, then the proxy drains.
+ * one poll(): the command ended, the proxy ended, the proxy is ready, somebody wants us to stop.
+ * The children get the mask back that we were started with. The command shares our process group,
+ * so a terminal is its own and what is typed there reaches it directly; signals sent to us alone
+ * are passed on. The proxy has a session of its own: ^C ends the command, then the proxy drains.
  */
 #include <fcntl.h>
 #include <inttypes.h>
@@ -26,9 +26,12 @@
 #include "spawn.h"
 #include "tree.h"
 
-#define READY_TIMEOUT_MS 15000
+#define READY_TIMEOUT_MS      15000
 #define BACKGROUND_TIMEOUT_MS 2000
-#define EXIT_RUN 125 /* we failed ourselves; 126 and 127: the command cannot be executed (env(1)) */
+#define STOP_TIMEOUT_MS	      45000 /* longer than tproxyd's drain-timeout */
+
+/* We failed ourselves. 126 and 127: the command cannot be executed, as env(1) has it. */
+#define EXIT_RUN 125
 
 struct run_settings {
 	struct command_settings common;
@@ -42,19 +45,34 @@ static const char *const policies[] = {
 	[TP_POLICY_DIRECT] = "direct", [TP_POLICY_REFUSE] = "refuse", NULL};
 
 static const struct opt options[] = {
-	{.name = "port", .letter = 'p', .type = OPT_UINT, .arg = "PORT", .min = 1, .max = 65535,
+	{.name = "port",
+	 .letter = 'p',
+	 .type = OPT_UINT,
+	 .arg = "PORT",
+	 .min = 1,
+	 .max = 65535,
 	 .offset = offsetof(struct run_settings, port),
 	 .help = "port of the proxy on loopback (default: a free one)"},
-	{.name = "on-proxy-down", .type = OPT_CHOICE, .arg = "direct|refuse", .choices = policies,
+	{.name = "on-proxy-down",
+	 .type = OPT_CHOICE,
+	 .arg = "WHAT",
+	 .choices = policies,
 	 .offset = offsetof(struct run_settings, policy),
-	 .help = "connections without a proxy (default: direct)"},
-	{.name = "log", .letter = 'l', .type = OPT_STRING, .arg = "FILE",
+	 .help = "connections without a proxy: direct or refuse (default: direct)"},
+	{.name = "log",
+	 .letter = 'l',
+	 .type = OPT_STRING,
+	 .arg = "FILE",
 	 .offset = offsetof(struct run_settings, log),
 	 .help = "append the proxy's log to FILE (default: stderr)"},
-	{.name = "quiet", .letter = 'q', .type = OPT_FLAG,
+	{.name = "quiet",
+	 .letter = 'q',
+	 .type = OPT_FLAG,
 	 .offset = offsetof(struct run_settings, quiet),
 	 .help = "on stderr only what went wrong"},
-	{.name = "json", .letter = 'j', .type = OPT_FLAG,
+	{.name = "json",
+	 .letter = 'j',
+	 .type = OPT_FLAG,
 	 .offset = offsetof(struct command_settings, json),
 	 .help = "report the end as JSON, on stderr"},
 	{0},
@@ -63,11 +81,11 @@ static const struct opt options[] = {
 static const struct opt_program program = {
 	.name = "tproxy run",
 	.usage = "[OPTION]... [--] COMMAND [ARG]...",
-	.about = "Runs COMMAND with its TCP connections going through a proxy of its own, then takes all\n"
-		 "away again. Processes that COMMAND leaves behind are ended with it.",
+	.about = "Runs COMMAND with its TCP connections going through a proxy of its own, then\n"
+		 "takes all away again. Processes that COMMAND leaves behind are ended with it.",
 	.opts = options,
-	.epilogue = "Exit codes: COMMAND's own, 128 + N if signal N ended it; 125 the proxy could not be\n"
-		    "set up, 126 COMMAND cannot be executed, 127 COMMAND is not found.",
+	.epilogue = "Exit codes: COMMAND's own, 128 + N if signal N ended it; 125 the proxy\n"
+		    "could not be set up, 126 COMMAND cannot be executed, 127 it is not found.",
 };
 
 struct run {
@@ -79,7 +97,7 @@ struct run {
 	int signals, notify, log;
 	uint16_t port;
 	int stopped_by; /* signal that came before the command was started */
-	bool proxy_died;
+	bool ready, proxy_died;
 	__u64 before[COUNTER_COUNT]; /* what the proxy's test of itself has counted */
 };
 
@@ -118,7 +136,8 @@ static int signals_check(struct run *r, struct failure *f)
 	if (!signal)
 		return 0;
 	r->stopped_by = signal;
-	return fail(f, -EINTR, "stopped by %s before %s was started", strsignal(signal), r->argv[0]);
+	return fail(f, -EINTR, "stopped by %s before %s was started", strsignal(signal),
+		    r->argv[0]);
 }
 
 static int sweep(struct sandbox *box, void *user)
@@ -139,10 +158,14 @@ static int load(struct run *r, struct failure *f)
 {
 	char program_path[PATH_MAX], port[16], output[sizeof(f->text)];
 	char *argv[] = {program_find("tproxy-load", program_path),
-			"--name", r->box.name,
-			"--cgroup", r->box.cgroup,
-			"--port", port,
-			"--on-proxy-down", (char *)policies[r->settings->policy],
+			"--name",
+			r->box.name,
+			"--cgroup",
+			r->box.cgroup,
+			"--port",
+			port,
+			"--on-proxy-down",
+			(char *)policies[r->settings->policy],
 			"--quiet",
 			NULL};
 	const char *sentence = output;
@@ -155,7 +178,8 @@ static int load(struct run *r, struct failure *f)
 	output[strcspn(output, "\n")] = 0;
 	if (!strncmp(sentence, "tproxy-load: ", strlen("tproxy-load: ")))
 		sentence += strlen("tproxy-load: ");
-	return fail(f, -EIO, "%s", *sentence ? sentence : "tproxy-load failed without a word");
+	return fail(f, -EIO, "the hooks for %s cannot be loaded: %s", r->argv[0],
+		    *sentence ? sentence : "tproxy-load does not say why");
 }
 
 static int proxy_wait_ready(struct run *r, struct failure *f)
@@ -172,16 +196,18 @@ static int proxy_wait_ready(struct run *r, struct failure *f)
 		if (!n)
 			return fail(f, -ETIMEDOUT, "tproxyd was not ready within %d s; see its log",
 				    READY_TIMEOUT_MS / 1000);
-		if (notify_ready(r->notify))
+		if (notify_ready(r->notify)) {
+			r->ready = true;
 			return 0;
+		}
 		err = signals_check(r, f);
 		if (err)
 			return err;
 		if (n > 0 && fds[1].revents) {
 			int code = child_wait(&r->proxy);
 
-			return fail(f, -EIO, "tproxyd ended with code %d before it was ready; %s%s", code,
-				    r->settings->log ? "its log is in " : "it says why above",
+			return fail(f, -EIO, "tproxyd ended with code %d before it was ready; %s%s",
+				    code, r->settings->log ? "its log is in " : "it says why above",
 				    r->settings->log ? r->settings->log : "");
 		}
 	}
@@ -190,7 +216,14 @@ static int proxy_wait_ready(struct run *r, struct failure *f)
 static int proxy_start(struct run *r, struct failure *f)
 {
 	char program_path[PATH_MAX], address[NOTIFY_ADDRESS_LEN];
-	char *argv[] = {program_find("tproxyd", program_path), "--name", r->box.name, NULL, NULL, NULL};
+	char *argv[] = {program_find("tproxyd", program_path),
+			"--name",
+			r->box.name,
+			"--log-level",
+			"info",
+			"--log-sessions",
+			"yes",
+			NULL};
 	struct spawn how = {.argv = argv,
 			    .cgroup = r->box.proxy,
 			    .notify = address,
@@ -206,8 +239,8 @@ static int proxy_start(struct run *r, struct failure *f)
 			return fail(f, -errno, "cannot write the log %s: %m", r->settings->log);
 		how.stderr_fd = r->log;
 	} else if (r->settings->quiet) {
-		argv[3] = "--log-level";
 		argv[4] = "warning";
+		argv[6] = "no";
 	}
 	r->notify = notify_open(address, f);
 	if (r->notify < 0)
@@ -258,8 +291,8 @@ static void background_end(struct run *r)
 	if (!count)
 		return;
 	if (!r->settings->quiet)
-		log_notice("%s left %u process%s running: ended, as the proxy goes", r->argv[0], count,
-			   count == 1 ? "" : "es");
+		log_notice("%s left %u process%s running: ended, as the proxy goes", r->argv[0],
+			   count, count == 1 ? "" : "es");
 	if (cgroup_wait_empty(r->box.command, BACKGROUND_TIMEOUT_MS) &&
 	    cgroup_kill(r->box.command, &f))
 		log_error("%s", f.text);
@@ -274,14 +307,17 @@ static void proxy_stop(struct run *r)
 
 	if (!r->proxy.pid)
 		return;
-	kill(r->proxy.pid, SIGTERM);
-	while (!fds[0].revents) {
-		if (poll(fds, ARRAY_SIZE(fds), -1) < 0)
+	kill(r->proxy.pid, r->ready ? SIGTERM : SIGKILL);
+	for (;;) {
+		int n = poll(fds, ARRAY_SIZE(fds), STOP_TIMEOUT_MS);
+
+		if (n > 0 && fds[0].revents)
+			break;
+		if (n < 0 || (n > 0 && !signal_next(r, &typed)))
 			continue;
-		if (fds[1].revents && signal_next(r, &typed)) {
-			log_notice("not waiting for the open connections any longer");
-			kill(r->proxy.pid, SIGKILL);
-		}
+		log_notice(n ? "not waiting for the open connections any longer"
+			     : "tproxyd does not end: killing it");
+		kill(r->proxy.pid, SIGKILL);
 	}
 	child_wait(&r->proxy);
 }
@@ -324,17 +360,21 @@ static void report_end(const struct run *r, const json_t *tree)
 	}
 	if (r->settings->quiet)
 		return;
-	log_notice("%s ended with code %" PRIu64 "; connections: %" PRIu64 " through the proxy, %" PRIu64
-		   " direct, %" PRIu64 " refused", r->argv[0], tree_value(tree, "exit_code"),
-		   tree_value(all, "redirected"), tree_value(all, "passed_by_policy"),
-		   tree_value(all, "refused_by_policy"));
+	log_notice("%s ended with code %" PRIu64 "; connections: %" PRIu64
+		   " through the proxy, %" PRIu64 " direct, %" PRIu64 " refused",
+		   r->argv[0], tree_value(tree, "exit_code"), tree_value(all, "redirected"),
+		   tree_value(all, "passed_by_policy"), tree_value(all, "refused_by_policy"));
 }
 
 /* Everything up to a serving proxy. */
 static int set_up(struct run *r, struct failure *f)
 {
-	int err = signals_take(r, f);
+	int err;
 
+	if (geteuid())
+		return fail(f, -EPERM,
+			    "loading hooks and making cgroups needs root; run it with sudo");
+	err = signals_take(r, f);
 	if (err)
 		return err;
 	sandbox_each_stale(sweep, r);

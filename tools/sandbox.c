@@ -11,8 +11,8 @@
 #include "process.h"
 #include "spawn.h"
 
-#define LOCK_DIR "/run/tproxy"
-#define LOCK_SUFFIX ".lock"
+#define LOCK_DIR      "/run/tproxy"
+#define LOCK_SUFFIX   ".lock"
 #define CGROUP_PREFIX "tproxy-"
 
 static void lock_path(const struct sandbox *box, char buf[PATH_MAX])
@@ -110,8 +110,12 @@ int sandbox_create(struct sandbox *ret, struct failure *f)
 static int unload(const struct sandbox *box, const sigset_t *mask, struct failure *f)
 {
 	char loader[PATH_MAX], dir[PATH_MAX], output[sizeof(f->text)];
-	char *argv[] = {program_find("tproxy-load", loader), "--name", (char *)box->name, "--unload",
-			"--quiet", NULL};
+	char *argv[] = {program_find("tproxy-load", loader),
+			"--name",
+			(char *)box->name,
+			"--unload",
+			"--quiet",
+			NULL};
 	int code;
 
 	if (access(instance_dir(box->name, "", dir), F_OK) &&
@@ -121,8 +125,10 @@ static int unload(const struct sandbox *box, const sigset_t *mask, struct failur
 	if (code <= 0)
 		return code;
 	output[strcspn(output, "\n")] = 0;
-	return fail(f, -EIO, "cannot unload instance %s (exit code %d): %.700s; try: tproxy-load --name "
-		    "%s --unload", box->name, code, output, box->name);
+	return fail(f, -EIO,
+		    "cannot unload instance %s (exit code %d): %.700s; try: tproxy-load --name "
+		    "%s --unload",
+		    box->name, code, output, box->name);
 }
 
 int sandbox_destroy(struct sandbox *box, const sigset_t *mask, struct failure *f)
@@ -132,8 +138,8 @@ int sandbox_destroy(struct sandbox *box, const sigset_t *mask, struct failure *f
 
 	if (box->lock < 0)
 		return 0;
-	/* Processes, hooks, cgroup: a survivor must not run on without the hooks, nor a link be left
-	 * without its cgroup. */
+	/* Processes, hooks, cgroup: a survivor must not run on without the hooks, nor a link be
+	 * left without its cgroup. */
 	first = cgroup_kill(box->cgroup, f);
 	err = unload(box, mask, first ? &second : f);
 	if (!first)
@@ -147,11 +153,6 @@ int sandbox_destroy(struct sandbox *box, const sigset_t *mask, struct failure *f
 		box->lock = fd_close(box->lock); /* the name stays known to the next sweep */
 	return first;
 }
-
-struct sweep {
-	int (*cb)(struct sandbox *box, void *user);
-	void *user;
-};
 
 /* run-PID-START and nothing else: an administrator's run-away is not ours to sweep. */
 static int is_sandbox_name(const char *name)
@@ -171,59 +172,82 @@ static int is_sandbox_name(const char *name)
 	return n && !name[n];
 }
 
-static int sweep_one(const char *name, void *user)
-{
-	struct sandbox box = SANDBOX_INIT;
-	struct sweep *sweep = user;
-	struct failure ignored;
-	int r;
+struct names {
+	char (*all)[TP_NAME_LEN];
+	size_t count;
+};
 
-	if (!is_sandbox_name(name) || set_paths(&box, name, &ignored) ||
-	    lock_take(&box, LOCK_NB, &ignored))
-		return 0;
-	r = sweep->cb(&box, sweep->user);
-	box.lock = fd_close(box.lock);
-	return r;
+static void names_free(struct names *names)
+{
+	free(names->all);
 }
 
-/* Names in a directory that have this prefix and suffix. */
-static int sweep_dir(const char *path, const char *prefix, const char *suffix, struct sweep *sweep)
+/* Adds a sandbox's name, once. Without memory the name is left to another time. */
+static int names_add(const char *name, void *user)
+{
+	struct names *names = user;
+	void *more;
+
+	if (!is_sandbox_name(name))
+		return 0;
+	for (size_t i = 0; i < names->count; i++)
+		if (!strcmp(names->all[i], name))
+			return 0;
+	more = reallocarray(names->all, names->count + 1, sizeof(*names->all));
+	if (more) {
+		names->all = more;
+		snprintf(names->all[names->count++], TP_NAME_LEN, "%s", name);
+	}
+	return 0;
+}
+
+/* What is between prefix and suffix in the names of a directory. */
+static void names_add_from(struct names *names, const char *path, const char *prefix,
+			   const char *suffix)
 {
 	size_t prefix_len = strlen(prefix), suffix_len = strlen(suffix);
 	DIR *dir _cleanup_dir_ = opendir(path);
+	char name[NAME_MAX + 1];
 	struct dirent *e;
-	int r;
 
 	while (dir && (e = readdir(dir))) {
 		size_t len = strlen(e->d_name);
-		char name[NAME_MAX + 1];
 
 		if (len <= prefix_len + suffix_len || strncmp(e->d_name, prefix, prefix_len) ||
 		    strcmp(e->d_name + len - suffix_len, suffix))
 			continue;
 		snprintf(name, sizeof(name), "%.*s", (int)(len - prefix_len - suffix_len),
 			 e->d_name + prefix_len);
-		r = sweep_one(name, sweep);
-		if (r)
-			return r;
+		names_add(name, names);
 	}
-	return 0;
 }
 
 int sandbox_each_stale(int (*cb)(struct sandbox *box, void *user), void *user)
 {
-	struct sweep sweep = {cb, user};
-	char root[PATH_MAX];
+	struct names names _cleanup_(names_free) = {0};
+	char root[PATH_MAX], path[PATH_MAX];
 	struct failure ignored;
-	int r;
+	int r = 0;
 
 	mkdir(LOCK_DIR, 0755); /* may have been removed while a cgroup or an instance was not */
-	r = sweep_dir(LOCK_DIR, "", LOCK_SUFFIX, &sweep);
-	if (!r)
-		r = instance_each(sweep_one, &sweep);
-	if (r == -ENOENT) /* no bpffs */
-		r = 0;
-	if (!r && !cgroup2_root(root, &ignored))
-		r = sweep_dir(root, CGROUP_PREFIX, "", &sweep);
+	names_add_from(&names, LOCK_DIR, "", LOCK_SUFFIX);
+	instance_each(names_add, &names);
+	if (!cgroup2_root(root, &ignored))
+		names_add_from(&names, root, CGROUP_PREFIX, "");
+	for (size_t i = 0; !r && i < names.count; i++) {
+		struct sandbox box = SANDBOX_INIT;
+		int had_lock;
+
+		if (set_paths(&box, names.all[i], &ignored))
+			continue;
+		lock_path(&box, path);
+		had_lock = !access(path, F_OK);
+		if (lock_take(&box, LOCK_NB, &ignored))
+			continue;
+		r = cb(&box, user);
+		if (box.lock >= 0 && !had_lock) /* made only to look */
+			lock_remove(&box);
+		box.lock = fd_close(box.lock);
+	}
 	return r;
 }

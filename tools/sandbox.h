@@ -2,15 +2,15 @@
 /*
  * What `tproxy run` makes for one command, and how the next one sweeps what a killed one left:
  *
- *	/run/tproxy/run-PID-START.lock	flock'ed by the owner as long as it lives
+ *	/run/tproxy/run-PID-START.lock	flock'ed by the owner while it lives
  *	CGROUP2/tproxy-run-PID-START	where the hooks are attached, with
- *		.../proxy		tproxyd: accepted sockets run the hooks of their listener's cgroup
+ *		.../proxy		tproxyd, so that its sockets run the hooks
  *		.../command		the command
  *	instance run-PID-START		pinned by tproxy-load
  *
  * The lock comes first and goes last, so that whatever else exists under a name whose lock nobody
- * holds is stale. START is the owner's start time, so a reused pid makes no name twice. Sweeping and
- * the ordinary end are the same function.
+ * holds is stale. START is the owner's start time, so a reused pid makes no name twice. Sweeping
+ * and the ordinary end are the same function.
  */
 #ifndef TPROXY_SANDBOX_H
 #define TPROXY_SANDBOX_H
@@ -30,7 +30,10 @@ struct sandbox {
 	int lock;
 };
 
-#define SANDBOX_INIT {.lock = -1}
+#define SANDBOX_INIT       \
+	{                  \
+		.lock = -1 \
+	}
 
 /* Lock and cgroups. On failure nothing is left. */
 int sandbox_create(struct sandbox *ret, struct failure *f);

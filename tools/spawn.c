@@ -3,7 +3,6 @@
 
 #include <fcntl.h>
 #include <linux/close_range.h>
-#include <poll.h>
 #include <string.h>
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
@@ -12,7 +11,8 @@
 #include "cgroup.h"
 #include "lib/log.h"
 
-/* No terminal, no input, no output but stderr, and none of the descriptors the user gave the command. */
+/* No terminal, no input, no output but stderr, and none of the descriptors the user gave the
+ * command. */
 static void detach(void)
 {
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -84,13 +84,6 @@ int child_wait(struct child *child)
 	return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 
-int child_ended(const struct child *child, int timeout_ms)
-{
-	struct pollfd pfd = {.fd = child->pidfd, .events = POLLIN};
-
-	return poll(&pfd, 1, timeout_ms) > 0;
-}
-
 char *program_find(const char *name, char buf[PATH_MAX])
 {
 	ssize_t n = readlink("/proc/self/exe", buf, PATH_MAX - 1);
@@ -111,6 +104,7 @@ int command_run(char *const *argv, const sigset_t *mask, char *output, size_t si
 		struct failure *f)
 {
 	int reader _cleanup_fd_ = -1, writer _cleanup_fd_ = -1, pipefd[2], err;
+	struct spawn how = {.argv = argv, .mask = mask, .detached = 1, .dies_with_us = 1};
 	struct child child = CHILD_INIT;
 	char rest[512];
 	size_t used = 0;
@@ -120,8 +114,8 @@ int command_run(char *const *argv, const sigset_t *mask, char *output, size_t si
 		return fail(f, -errno, "cannot make a pipe: %m");
 	reader = pipefd[0];
 	writer = pipefd[1];
-	err = child_start(&(struct spawn){.argv = argv, .stderr_fd = writer, .detached = 1, .mask = mask},
-			  &child, f);
+	how.stderr_fd = writer;
+	err = child_start(&how, &child, f);
 	if (err)
 		return err;
 	writer = fd_close(writer);

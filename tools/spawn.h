@@ -14,16 +14,19 @@ struct child {
 	int pidfd; /* readable once it has ended */
 };
 
-#define CHILD_INIT {.pidfd = -1}
+#define CHILD_INIT          \
+	{                   \
+		.pidfd = -1 \
+	}
 
 struct spawn {
 	char *const *argv;
-	const char *cgroup;    /* absolute path; NULL: ours */
-	const char *notify;    /* value of NOTIFY_SOCKET; NULL: as it is */
-	const sigset_t *mask;  /* signals to have blocked; NULL: as it is */
-	int stderr_fd;	       /* -1: ours */
-	int detached;	       /* a session of its own: nothing typed at the terminal reaches it */
-	int dies_with_us;      /* killed when the calling thread ends, however it ends */
+	const char *cgroup;   /* absolute path; NULL: ours */
+	const char *notify;   /* value of NOTIFY_SOCKET; NULL: as it is */
+	const sigset_t *mask; /* signals to have blocked; NULL: as it is */
+	int stderr_fd;	      /* -1: ours */
+	int detached;	      /* a session of its own: nothing typed at the terminal reaches it */
+	int dies_with_us;     /* killed when the calling thread ends, however it ends */
 };
 
 /* What exec failing means to a shell (and to env(1)); the message is on the child's stderr. */
@@ -34,12 +37,9 @@ int child_start(const struct spawn *how, struct child *ret, struct failure *f);
 /* Waits and forgets. Returns the exit code, 128 + N where signal N ended it. */
 int child_wait(struct child *child);
 
-/* Whether it has ended: waits up to timeout_ms, -1 for ever. 1 or 0. */
-int child_ended(const struct child *child, int timeout_ms);
-
 /*
- * A program of ours: beside our own executable, else the plain name, for PATH. In that order a build
- * directory is complete in itself.
+ * A program of ours: beside our own executable, else the plain name, for PATH. In that order a
+ * build directory is complete in itself.
  */
 char *program_find(const char *name, char buf[PATH_MAX]);
 

@@ -6,17 +6,18 @@
 #include "command.h"
 #include "describe.h"
 #include "lib/instance.h"
-#include "lib/log.h"
+#include "lib/mounts.h"
 
 static const struct opt options[] = {OPT_INSTANCE, OPT_JSON, {0}};
 
 static const struct opt_program program = {
 	.name = "tproxy status",
 	.usage = "[OPTION]...",
-	.about = "Shows each instance: its settings, hooks and where they are attached, the proxies that\n"
-		 "have registered, what its hooks have counted, and how full its maps are.",
+	.about = "Shows each instance: its settings, hooks and where they are attached, the\n"
+		 "proxies that have registered, what its hooks have counted, and how full its\n"
+		 "maps are.",
 	.opts = options,
-	.epilogue = "Exit codes: 0 shown, 1 the instance is not there or cannot be read whole, 2 usage.",
+	.epilogue = "Exit codes: 0 shown, 1 the instance is not there or not whole, 2 usage.",
 };
 
 static void print_state(const json_t *in)
@@ -28,7 +29,7 @@ static void print_state(const json_t *in)
 	else if (json_is_true(serving))
 		printf("serving\n");
 	else if (json_is_null(serving))
-		printf("a proxy has registered, not known from which network namespace\n");
+		printf("not known whether who listens on the port is trusted\n");
 	else if (!strcmp(tree_text(in, "policy"), "refuse"))
 		printf("no proxy in this network namespace: connections are refused\n");
 	else
@@ -48,19 +49,23 @@ static void print_proxies(const json_t *in)
 	json_t *proxy;
 	size_t i;
 
-	json_array_foreach(json_object_get(in, "proxies"), i, proxy) {
-		const json_t *here = json_object_get(proxy, "here");
+	json_array_foreach (json_object_get(in, "proxies"), i, proxy) {
+		const char *comm = tree_text(proxy, "comm");
 
-		printf("  proxy       pid %" PRIu64, tree_value(proxy, "pid"));
-		if (!tree_true(proxy, "alive")) {
-			printf(" (dead), ");
-		} else {
-			printf(" (%s), ", tree_text(proxy, "comm"));
-		}
-		if (json_is_true(here))
+		printf("  proxy       pid %" PRIu64 " (%s), ", tree_value(proxy, "pid"),
+		       json_is_false(json_object_get(proxy, "alive")) ? "dead"
+		       : *comm					      ? comm
+			       : "in the initial pid namespace");
+		if (tree_true(proxy, "here"))
 			printf("this network namespace\n");
 		else
 			printf("network namespace %" PRIu64 "\n", tree_value(proxy, "netns"));
+	}
+	json_array_foreach (json_object_get(in, "listeners"), i, proxy) {
+		if (json_is_false(json_object_get(proxy, "trusted")))
+			printf("  stranger    on %s: pid %" PRIu64 " (%s), uid %" PRIu64 "\n",
+			       tree_text(proxy, "address"), tree_value(proxy, "pid"),
+			       tree_text(proxy, "comm"), tree_value(proxy, "uid"));
 	}
 }
 
@@ -69,13 +74,13 @@ static void print_hooks(const json_t *in)
 	json_t *cgroup, *hook, *pin;
 	size_t i, j;
 
-	json_array_foreach(json_object_get(in, "cgroups"), i, cgroup) {
+	json_array_foreach (json_object_get(in, "cgroups"), i, cgroup) {
 		uint64_t id = tree_value(cgroup, "id");
 		const char *path = tree_text(cgroup, "path");
 
 		printf("  cgroup      %s (id %" PRIu64 ")\n",
 		       *path ? path : "gone: its hooks are dead, load again", id);
-		json_array_foreach(json_object_get(in, "hooks"), j, hook) {
+		json_array_foreach (json_object_get(in, "hooks"), j, hook) {
 			char suffix[32];
 
 			snprintf(suffix, sizeof(suffix), "_%" PRIu64, id);
@@ -87,7 +92,7 @@ static void print_hooks(const json_t *in)
 			       json_is_null(json_object_get(hook, "cgroup")) ? ", dead" : "");
 		}
 	}
-	json_array_foreach(json_object_get(in, "missing_pins"), i, pin)
+	json_array_foreach (json_object_get(in, "missing_pins"), i, pin)
 		printf("  missing     %s\n", json_string_value(pin));
 }
 
@@ -109,7 +114,7 @@ static void print_maps(json_t *in)
 	const char *name;
 	json_t *map;
 
-	json_object_foreach(json_object_get(in, "maps"), name, map)
+	json_object_foreach (json_object_get(in, "maps"), name, map)
 		printf("  %-10s  %" PRIu64 " of %" PRIu64 " entries\n", name,
 		       tree_value(map, "used"), tree_value(map, "max"));
 }
@@ -138,12 +143,19 @@ static void print_text(const json_t *tree)
 	json_t *instances = json_object_get(tree, "instances"), *in;
 	size_t i;
 
-	json_array_foreach(instances, i, in) {
+	json_array_foreach (instances, i, in) {
 		if (i)
 			putchar('\n');
 		print_instance(in);
 	}
-	if (!json_array_size(instances))
+	if (json_array_size(instances))
+		return;
+	if (!bpffs_mounted())
+		printf("no bpffs is at " BPFFS_ROOT
+		       " as seen from here, so no pins can be seen; tproxy-load "
+		       "mounts one,\nand where \"ip netns exec\" hides it \"nsenter --net=\" does "
+		       "not\n");
+	else
 		printf("no instance is loaded%s; load one with: tproxy-load\n",
 		       geteuid() ? " that this user may see (root sees all)" : "");
 }
@@ -159,7 +171,7 @@ int cmd_status(int argc, char **argv)
 	r = command_parse(&program, argc, argv, &settings, NULL);
 	if (r == OPTS_RUN) {
 		instances = describe_instances(settings.instance);
-		json_array_foreach(instances, i, in) {
+		json_array_foreach (instances, i, in) {
 			if (json_object_get(in, "error"))
 				code = EXIT_WRONG;
 		}

@@ -34,9 +34,7 @@ json_t *tree_string(const char *text)
 	for (; *text; text++) {
 		unsigned char c = *text;
 
-		if (c == '\\')
-			used += sprintf(out + used, "\\\\");
-		else if (c < 0x20 || c >= 0x7f)
+		if (c < 0x20 || c >= 0x7f || c == '\\')
 			used += sprintf(out + used, "\\x%02x", c);
 		else
 			out[used++] = c;

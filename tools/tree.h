@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * What a command has found, as one tree of JSON values: built once, then printed either as JSON or as
- * text, so that the two cannot disagree.
+ * What a command has found, as one tree of JSON values: built once, then printed either as JSON or
+ * as text, so that the two cannot disagree.
  *
  * A one-shot command without memory has no answer to give: these functions end the program then,
  * with a message, and never return NULL.

@@ -46,7 +46,8 @@ int link_inspect(int fd, enum pin_prog prog, struct hook_link *ret)
 
 	if (bpf_obj_get_info_by_fd(fd, &info, &len))
 		return -errno;
-	if (info.type != BPF_LINK_TYPE_CGROUP || info.cgroup.attach_type != pin_progs[prog].attach_type)
+	if (info.type != BPF_LINK_TYPE_CGROUP ||
+	    info.cgroup.attach_type != pin_progs[prog].attach_type)
 		return -EINVAL;
 	prog_fd = bpf_prog_get_fd_by_id(info.prog_id);
 	if (prog_fd < 0)

@@ -31,8 +31,8 @@ const char *link_name_format(enum pin_prog prog, uint64_t cgroup, char buf[64]);
 int links_read(const char *name, struct hook_link **ret, size_t *ret_count, struct failure *f);
 
 /*
- * Fills all but `pin` and `pinned_cgroup` from a link's descriptor. -EINVAL: not a link that attaches
- * program `prog` to a cgroup.
+ * Fills all but `pin` and `pinned_cgroup` from a link's descriptor. -EINVAL: not a link that
+ * attaches program `prog` to a cgroup.
  */
 int link_inspect(int fd, enum pin_prog prog, struct hook_link *ret);
 

@@ -13,14 +13,14 @@
 #include "../../bpf/pins.h"
 #include "mounts.h"
 
-#define KERNEL(major, minor) ((major) * 1000 + (minor))
+#define KERNEL(major, minor) ((major)*1000 + (minor))
 #define BTF_FILE	     "/sys/kernel/btf/vmlinux"
 
 struct prober {
 	struct probe *probes;
 	size_t count;
 	size_t max;
-	int kernel;    /* KERNEL(major, minor) */
+	int kernel;	/* KERNEL(major, minor) */
 	int privileged; /* enough to ask the kernel for program types */
 };
 
@@ -70,7 +70,8 @@ static void probe_cgroup2(struct prober *p)
 	struct failure f;
 
 	if (cgroup2_root(root, &f))
-		result(p, "cgroup2", PROBE_FAIL, "mount -t cgroup2 none /sys/fs/cgroup", "not mounted");
+		result(p, "cgroup2", PROBE_FAIL, "mount -t cgroup2 none /sys/fs/cgroup",
+		       "not mounted");
 	else
 		result(p, "cgroup2", PROBE_OK, "", "mounted at %.200s", root);
 }
@@ -80,7 +81,8 @@ static void probe_bpffs(struct prober *p)
 	struct stat st;
 
 	if (!bpffs_mounted())
-		result(p, "bpffs", PROBE_WARN, "tproxy-load mounts it; or: mount -t bpf bpf " BPFFS_ROOT,
+		result(p, "bpffs", PROBE_WARN,
+		       "tproxy-load mounts it; or: mount -t bpf bpf " BPFFS_ROOT,
 		       "not mounted at %s", BPFFS_ROOT);
 	else if (!stat(BPFFS_ROOT, &st) && (st.st_mode & S_IWOTH) && !(st.st_mode & S_ISVTX))
 		result(p, "bpffs", PROBE_FAIL, "chmod 0700 " BPFFS_ROOT,
@@ -140,7 +142,8 @@ static void probe_program_types(struct prober *p)
 	char missing[128] = "";
 
 	if (!p->privileged) {
-		result(p, "program types", PROBE_WARN, "run as root", "cannot be tried without privileges");
+		result(p, "program types", PROBE_WARN, "run as root",
+		       "cannot be tried without privileges");
 		return;
 	}
 	for (size_t i = 0; i < ARRAY_SIZE(types); i++) {
@@ -150,7 +153,8 @@ static void probe_program_types(struct prober *p)
 			snprintf(missing + used, sizeof(missing) - used, " %s", types[i].name);
 	}
 	result(p, "program types", *missing ? PROBE_FAIL : PROBE_OK,
-	       "boot a kernel built with CONFIG_BPF_SYSCALL=y, CONFIG_CGROUP_BPF=y and CONFIG_INET=y",
+	       "boot a kernel built with CONFIG_BPF_SYSCALL=y, CONFIG_CGROUP_BPF=y and "
+	       "CONFIG_INET=y",
 	       *missing ? "the kernel does not load:%s" : "all load", missing);
 	if (p->kernel < KERNEL(5, 18))
 		result(p, "refusals", PROBE_WARN, "boot Linux 5.18 or later to have ECONNREFUSED",
@@ -161,9 +165,11 @@ static void probe_memory(struct prober *p)
 {
 	struct rlimit limit = {0};
 
-	/* Linux 5.11 charges BPF memory to the memory cgroup instead; before, libbpf raises the limit. */
+	/* Linux 5.11 charges BPF memory to the memory cgroup instead; before, libbpf raises the
+	 * limit. */
 	if (p->kernel >= KERNEL(5, 11)) {
-		result(p, "memlock", PROBE_OK, "", "not used: BPF memory belongs to the memory cgroup");
+		result(p, "memlock", PROBE_OK, "",
+		       "not used: BPF memory belongs to the memory cgroup");
 		return;
 	}
 	getrlimit(RLIMIT_MEMLOCK, &limit);

@@ -21,8 +21,8 @@ struct probe {
 #define PROBE_MAX 16
 
 /*
- * Kernel version, BTF, cgroup2, bpffs, capabilities, program types, memory accounting, in an order in
- * which each explains those after it. Changes nothing. Fills at most `max`, returns the number.
+ * Kernel version, BTF, cgroup2, bpffs, capabilities, program types, memory accounting, in an order
+ * in which each explains those after it. Changes nothing. Fills at most `max`, returns the number.
  */
 size_t probe_system(struct probe *ret, size_t max);
 

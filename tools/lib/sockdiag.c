@@ -22,8 +22,8 @@
 #define RECEIVE_SIZE 32768
 
 /*
- * linux/tcp.h, which knows the byte counters, cannot be included beside netinet/tcp.h, which knows the
- * states. This is the head of the kernel's struct tcp_info up to what is read here (Linux 4.1).
+ * linux/tcp.h, which knows the byte counters, cannot be included beside netinet/tcp.h, which knows
+ * the states. This is the head of the kernel's struct tcp_info up to what is read here (Linux 4.1).
  */
 struct tcp_info_head {
 	uint8_t before[8 + 24 * 4];
@@ -189,8 +189,8 @@ static int by_cookie(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-int sockdiag_tcp(const struct sockdiag_query *query, struct sockdiag_socket **ret, size_t *ret_count,
-		 struct failure *f)
+int sockdiag_tcp(const struct sockdiag_query *query, struct sockdiag_socket **ret,
+		 size_t *ret_count, struct failure *f)
 {
 	struct collection c _cleanup_(collection_free) = {};
 	struct mnl_socket *nl _cleanup_(cleanup_mnl) = NULL;
@@ -205,8 +205,10 @@ int sockdiag_tcp(const struct sockdiag_query *query, struct sockdiag_socket **re
 	if (!err)
 		err = dump(nl, AF_INET6, query, &c);
 	if (err)
-		return fail(f, err, "cannot list the TCP sockets (sock_diag): %s; the kernel may lack "
-			    "CONFIG_INET_DIAG", strerror(-err));
+		return fail(f, err,
+			    "cannot list the TCP sockets (sock_diag): %s; the kernel may lack "
+			    "CONFIG_INET_DIAG",
+			    strerror(-err));
 	if (c.count)
 		qsort(c.sockets, c.count, sizeof(*c.sockets), by_cookie);
 	*ret = TAKE_PTR(c.sockets);
@@ -225,11 +227,16 @@ const struct sockdiag_socket *sockdiag_find(const struct sockdiag_socket *socket
 const char *sockdiag_state(uint8_t state)
 {
 	static const char *const words[] = {
-		[TCP_ESTABLISHED] = "ESTABLISHED", [TCP_SYN_SENT] = "SYN_SENT",
-		[TCP_SYN_RECV] = "SYN_RECV",	   [TCP_FIN_WAIT1] = "FIN_WAIT1",
-		[TCP_FIN_WAIT2] = "FIN_WAIT2",	   [TCP_TIME_WAIT] = "TIME_WAIT",
-		[TCP_CLOSE] = "CLOSE",		   [TCP_CLOSE_WAIT] = "CLOSE_WAIT",
-		[TCP_LAST_ACK] = "LAST_ACK",	   [TCP_LISTEN] = "LISTEN",
+		[TCP_ESTABLISHED] = "ESTABLISHED",
+		[TCP_SYN_SENT] = "SYN_SENT",
+		[TCP_SYN_RECV] = "SYN_RECV",
+		[TCP_FIN_WAIT1] = "FIN_WAIT1",
+		[TCP_FIN_WAIT2] = "FIN_WAIT2",
+		[TCP_TIME_WAIT] = "TIME_WAIT",
+		[TCP_CLOSE] = "CLOSE",
+		[TCP_CLOSE_WAIT] = "CLOSE_WAIT",
+		[TCP_LAST_ACK] = "LAST_ACK",
+		[TCP_LISTEN] = "LISTEN",
 		[TCP_CLOSING] = "CLOSING",
 	};
 

@@ -11,8 +11,8 @@
 #include "failure.h"
 
 struct sockdiag_query {
-	pid_t netns_of;	 /* whose network namespace; 0: our own */
-	uint32_t states; /* bits 1 << TCP_x; 0: all */
+	pid_t netns_of;	     /* whose network namespace; 0: our own */
+	uint32_t states;     /* bits 1 << TCP_x; 0: all */
 	uint16_t local_port; /* host order; 0: any */
 	uint16_t remote_port;
 };
@@ -31,8 +31,8 @@ struct sockdiag_socket {
  * Both families, sorted by cookie; *ret is to be freed. 0, or -errno: -ESRCH and -ENOENT where the
  * process has gone, -EPERM where its namespace may not be entered.
  */
-int sockdiag_tcp(const struct sockdiag_query *query, struct sockdiag_socket **ret, size_t *ret_count,
-		 struct failure *f);
+int sockdiag_tcp(const struct sockdiag_query *query, struct sockdiag_socket **ret,
+		 size_t *ret_count, struct failure *f);
 
 /* In a result of sockdiag_tcp(); NULL if it is not there. */
 const struct sockdiag_socket *sockdiag_find(const struct sockdiag_socket *sockets, size_t count,
