@@ -14,10 +14,10 @@
 #define SELFTEST_TIMEOUT_MS 2000
 #define SELFTEST_PORT	    9
 
-/* Addresses reserved for documentation (RFC 5737, RFC 3849): nothing real can be behind them. */
+/* The discard port here: should the connection not be redirected, it leaves the host in no case. */
 static const struct tp_endpoint selftest_dst[LISTENER_COUNT] = {
-	{{[10] = 0xff, 0xff, 192, 0, 2, 1}, SELFTEST_PORT, AF_INET},
-	{{0x20, 0x01, 0x0d, 0xb8, [15] = 1}, SELFTEST_PORT, AF_INET6},
+	{{[10] = 0xff, 0xff, 127, 0, 0, 1}, SELFTEST_PORT, AF_INET},
+	{{[15] = 1}, SELFTEST_PORT, AF_INET6},
 };
 
 static const struct tp_endpoint loopback[LISTENER_COUNT] = {
