@@ -3,6 +3,11 @@
 #ifndef TPROXY_COMPAT_BPF_H
 #define TPROXY_COMPAT_BPF_H
 
+/* Numbers of user-space headers that cannot be included here. They are part of the kernel's ABI. */
+#define SOCK_STREAM 1
+#define SOL_SOCKET 1
+#define SO_REUSEADDR 2
+
 /* The few kernel fields that are read, relocated at load time: no vmlinux.h of the build host. */
 struct sock {
 	unsigned char sk_gso_disabled : 1, sk_kern_sock : 1;

@@ -40,6 +40,30 @@ struct {
 } map_listeners SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct tp_route_key);
+	__type(value, __u32);
+} map_routes SEC(".maps");
+
+/*
+ * By slot of tp_config.proxies, the ring that this tproxyd reads: a ring has one reader, and there may
+ * be a tproxyd in each network namespace. No ring: that one does not hold handshakes.
+ */
+struct ring {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, TP_RING_SIZE);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, TP_MAX_PROXIES);
+	__type(key, __u32);
+	__array(values, struct ring);
+} map_rings SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);

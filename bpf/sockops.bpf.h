@@ -9,16 +9,6 @@
 #ifndef TPROXY_SOCKOPS_BPF_H
 #define TPROXY_SOCKOPS_BPF_H
 
-static __always_inline void port_key(struct tp_port_key *key, __u64 netns,
-				     const struct tp_endpoint *client, __u16 proxy_port)
-{
-	key->netns = netns;
-	__builtin_memcpy(key->ip, client->ip, sizeof(key->ip));
-	key->port = client->port;
-	key->proxy_port = proxy_port;
-	key->reserved = 0;
-}
-
 static __always_inline void record_free(__u64 cookie)
 {
 	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
@@ -28,13 +18,49 @@ static __always_inline void record_free(__u64 cookie)
 	if (!rec)
 		return;
 	if (rec->src.family) {
-		port_key(&key, rec->netns, &rec->src, rec->proxy_port);
+		port_key(&key, rec->listener, &rec->src);
 		owner = bpf_map_lookup_elem(&map_ports, &key);
 		if (owner && *owner == cookie)
 			bpf_map_delete_elem(&map_ports, &key);
 	}
 	bpf_map_delete_elem(&map_socks, &cookie);
 	COUNT(record_freed);
+}
+
+/*
+ * The upper bound of a held connect(). TCP_USER_TIMEOUT makes the kernel end the handshake with the
+ * ETIMEDOUT of its own; it is taken back when the handshake has succeeded. A client that has set one
+ * keeps its own.
+ */
+static __always_inline void connect_timeout_set(struct bpf_sock_ops *ctx, const struct tp_record *rec)
+{
+	struct tp_config *cfg = config_get();
+	__u32 slot = rec->slot;
+	int timeout = 0;
+
+	if (!cfg || slot >= TP_MAX_PROXIES || !cfg->proxies[slot].connect_timeout ||
+	    bpf_getsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout)) || timeout)
+		return;
+	timeout = cfg->proxies[slot].connect_timeout;
+	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout));
+}
+
+static __always_inline void connect_timeout_clear(struct bpf_sock_ops *ctx)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
+	struct tp_config *cfg = config_get();
+	int timeout = 0, none = 0;
+	__u32 slot;
+
+	if (!rec || !cfg)
+		return;
+	slot = rec->slot;
+	if (slot >= TP_MAX_PROXIES || !cfg->proxies[slot].connect_timeout ||
+	    bpf_getsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout)) ||
+	    timeout != (int)cfg->proxies[slot].connect_timeout)
+		return;
+	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &none, sizeof(none));
 }
 
 /* Client end. What matters is the family of the connection, not of the socket (v4-mapped). */
@@ -57,10 +83,21 @@ static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
 			  ctx->local_ip6[3]);
 	}
 	rec->src = src;
-	port_key(&key, rec->netns, &src, rec->proxy_port);
+	port_key(&key, rec->listener, &src);
 	if (bpf_map_update_elem(&map_ports, &key, &cookie, BPF_ANY))
 		COUNT(no_port_space);
+	connect_timeout_set(ctx, rec);
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+/* Client end, on the way to CLOSE. One that never got in may have a tproxyd connecting for it. */
+static __always_inline void client_closed(struct bpf_sock_ops *ctx)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+
+	if (ctx->args[0] == BPF_TCP_SYN_SENT)
+		hold_gone(cookie);
+	record_free(cookie);
 }
 
 /* Accepted end, before accept() can return it. */
@@ -86,7 +123,7 @@ static __always_inline void proxy_accepted(struct bpf_sock_ops *ctx)
 			  ctx->remote_ip6[3]);
 	}
 	peer.port = bpf_ntohl(ctx->remote_port);
-	port_key(&key, mark->netns, &peer, ctx->local_port);
+	port_key(&key, mark->listener, &peer);
 	cookie = bpf_map_lookup_elem(&map_ports, &key);
 	rec = cookie ? bpf_map_lookup_elem(&map_socks, cookie) : NULL;
 	if (!rec) {

@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 
 #include "endpoint.h"
+#include "hold.h"
 
 #define SELFTEST_TIMEOUT_MS 2000
 #define SELFTEST_PORT	    9
@@ -81,10 +82,21 @@ int listener_open(struct proxy *p, struct failure *f)
 	return 0;
 }
 
+struct tp_endpoint listener_address(const struct proxy *p, int family)
+{
+	struct tp_endpoint ep = loopback[family == AF_INET ? LISTENER_V4 : LISTENER_V6];
+
+	ep.port = p->port;
+	return ep;
+}
+
 static int mark_set(const struct proxy *p, int fd, enum tp_role role)
 {
-	struct tp_mark mark = {.role = role};
+	struct tp_mark mark = {.role = role, .slot = p->slot};
+	socklen_t len = sizeof(mark.listener);
 
+	if (getsockopt(fd, SOL_SOCKET, SO_COOKIE, &mark.listener, &len))
+		return -errno;
 	return bpf_map_update_elem(p->instance.map[PIN_MAP_listeners], &fd, &mark, BPF_ANY) ? -errno :
 											       0;
 }
@@ -138,6 +150,8 @@ int listener_register(struct proxy *p, struct failure *f)
 		return fail(f, -EUSERS, "instance %s has %d proxies registered already, the most it can "
 			    "have; stop one (tproxy status --name %s)", p->instance.name, TP_MAX_PROXIES,
 			    p->instance.name);
+	p->slot = slot - slots;
+	slot->connect_timeout = p->settings.hold ? p->settings.connect_timeout : 0;
 	slot->netns = p->netns;
 	__atomic_store_n(&slot->tgid, p->tgid, __ATOMIC_RELEASE);
 	return 0;
@@ -202,12 +216,16 @@ static int original_dst_is(int fd, const struct tp_endpoint *dst)
 static int accept_own(struct proxy *p, int listener, __u64 cookie,
 		      void (*accepted)(struct proxy *p, int fd))
 {
-	struct pollfd poller = {.fd = listener, .events = POLLIN};
+	struct pollfd polls[] = {{.fd = listener, .events = POLLIN}, {.fd = p->ring_fd, .events = POLLIN}};
 	struct tp_record rec;
 
-	while (poll(&poller, 1, SELFTEST_TIMEOUT_MS) > 0) {
-		int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	while (poll(polls, ARRAY_SIZE(polls), SELFTEST_TIMEOUT_MS) > 0) {
+		int fd;
 
+		hold_events(p);
+		fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+		if (fd < 0 && errno == EAGAIN)
+			continue;
 		if (fd < 0)
 			return -errno;
 		if (!listener_record(fd, &rec) && rec.cookie == cookie)

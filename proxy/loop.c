@@ -9,14 +9,15 @@
 #include <time.h>
 
 #include "event.h"
+#include "hold.h"
 #include "listener.h"
 #include "log.h"
+#include "routes.h"
 #include "session.h"
 
 #define BATCH	     256
 #define ACCEPT_BATCH 64
 #define RESUME_MS    100 /* how long accepting pauses when descriptors or slots ran out */
-#define FD_RESERVE   64	 /* for pipes, logs and libraries: never spent on sessions */
 #define LINGER_MS    100 /* clients that were redirected just before the mark went are still served */
 
 static uint64_t monotonic_ms(void)
@@ -77,13 +78,6 @@ void loop_free(struct proxy *p)
 	p->signals = fd_close(p->signals);
 }
 
-static int room_for_one(const struct proxy *p)
-{
-	uint64_t used = table_used(&p->table);
-
-	return used < p->table.slots && 2 * used + 2 * p->pipes.open + FD_RESERVE + 2 <= p->fd_limit;
-}
-
 static void out_of(struct proxy *p, const char *what)
 {
 	static struct log_limit limit = {.burst = 1, .interval_ms = 10000};
@@ -100,7 +94,7 @@ static void accept_batch(struct proxy *p, int listener)
 	for (int i = 0; i < ACCEPT_BATCH; i++) {
 		int fd;
 
-		if (!room_for_one(p)) {
+		if (!session_room(p)) {
 			out_of(p, "max-sessions or the descriptor limit is reached");
 			return;
 		}
@@ -161,6 +155,12 @@ static void dispatch(struct proxy *p, const struct epoll_event *ev)
 	case EVENT_LISTENER:
 		if (!p->resume_ms && p->listener[event_slot(datum)] >= 0)
 			accept_batch(p, p->listener[event_slot(datum)]);
+		break;
+	case EVENT_HOLD:
+		hold_events(p);
+		break;
+	case EVENT_ROUTES:
+		routes_event(p);
 		break;
 	case EVENT_CLIENT:
 	case EVENT_UPSTREAM:
