@@ -17,6 +17,7 @@
 #define TP_NAME_LEN 32	 /* instance name, NUL included */
 #define TP_COMM_LEN 16	 /* the kernel's TASK_COMM_LEN */
 #define TP_MAX_PROXIES 8 /* tproxyd processes registered at once: one a network namespace */
+#define TP_NO_SLOT TP_MAX_PROXIES /* a proxy that is no tproxyd: it has no ring and no settings */
 
 /*
  * An address and port. IPv4 is stored v4-mapped (::ffff:a.b.c.d), so that one code path serves both
@@ -93,7 +94,7 @@ struct tp_mark {
 	__u32 tgid;     /* REGISTER: stored by connect() */
 	__u64 netns;    /* REGISTER: stored by connect() */
 	__u64 listener; /* LISTENER, ACCEPTED: socket cookie of the listener */
-	__u32 slot;     /* LISTENER: of its tproxyd in tp_config.proxies */
+	__u32 slot;     /* LISTENER: of its tproxyd in tp_config.proxies, or TP_NO_SLOT */
 	__u32 reserved;
 	struct tp_record client; /* ACCEPTED */
 };

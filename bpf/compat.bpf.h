@@ -14,6 +14,23 @@ struct sock {
 } __attribute__((preserve_access_index));
 
 /*
+ * Whether a length is within bounds, in the one form that every verifier follows: a single comparison
+ * of the very register that is then used. clang would compare a copy of it. It can go with 6.8: before,
+ * len != 0 did not imply len >= 1; before 5.16 what had been learnt was forgotten in a spill, so that
+ * no call may come between this and the use.
+ */
+static __always_inline int len_bound(__u32 *len, __u32 min, __u32 max)
+{
+	__u32 over = *len - min;
+
+	barrier_var(over);
+	if (over > max - min)
+		return 0;
+	*len = over + min;
+	return 1;
+}
+
+/*
  * bpf_set_retval: 5.18. The branch is resolved at load time and the verifier drops the dead call.
  * Without it the kernel's own value stands: EPERM for a refused connect.
  */

@@ -78,7 +78,7 @@ static __always_inline int syn_copy(struct __sk_buff *skb, __u32 tcp_offset,
 	__builtin_memset(syn->options, 0, sizeof(syn->options));
 	if (len == 0)
 		return 0;
-	if (len > sizeof(syn->options))
+	if (!len_bound(&len, 1, sizeof(syn->options)))
 		return -1;
 	return bpf_skb_load_bytes_relative(skb, tcp_offset + sizeof(*tcp), syn->options, len,
 					   BPF_HDR_START_NET);
@@ -166,25 +166,28 @@ static __always_inline int stray(struct __sk_buff *skb, const struct tp_endpoint
 	struct tp_record *rec = packet_record(skb, client);
 	void *ring = rec ? record_ring(rec) : NULL;
 	struct tp_event_stray *event;
-	__u32 len = skb->len;
+	__u32 len;
 
 	if (!ring)
 		return PACKET_PASS;
-	if (len < sizeof(struct tcp_head) || len > TP_STRAY_MAX)
-		return PACKET_DROP; /* the client sends it again by itself */
 	event = bpf_ringbuf_reserve(ring, sizeof(*event), 0);
 	if (!event) {
 		COUNT(hold_no_space);
 		return PACKET_DROP;
 	}
-	event->type = TP_EVENT_STRAY;
-	event->len = len;
-	event->client = *client;
+	len = skb->len; /* only now, see len_bound() */
+	if (!len_bound(&len, sizeof(struct tcp_head), TP_STRAY_MAX)) {
+		bpf_ringbuf_discard(event, 0);
+		return PACKET_DROP; /* the client sends it again by itself */
+	}
 	if (bpf_skb_load_bytes(skb, 0, event->segment, len)) { /* from the TCP header on */
 		bpf_ringbuf_discard(event, 0);
 		COUNT(hold_malformed);
 		return PACKET_DROP;
 	}
+	event->type = TP_EVENT_STRAY;
+	event->len = len;
+	event->client = *client;
 	bpf_ringbuf_submit(event, 0);
 	COUNT(hold_stray);
 	return PACKET_DROP;

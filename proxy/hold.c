@@ -77,6 +77,13 @@ struct session *hold_find(struct proxy *p, __u64 cookie)
 	return table_by_cookie(&p->table, cookie);
 }
 
+void hold_accepted(int fd)
+{
+	int unused = 0;
+
+	setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &unused, sizeof(unused));
+}
+
 void hold_forget(struct proxy *p, struct session *s)
 {
 	table_hash_remove(&p->table, s);

@@ -27,6 +27,9 @@ void hold_expired(struct proxy *p, struct session *s);
 /* The session that waits for this accepted client, or NULL. */
 struct session *hold_find(struct proxy *p, __u64 cookie);
 
+/* Takes the doorman, which it inherited, off an accepted socket. */
+void hold_accepted(int fd);
+
 /* Forgets what belongs to the hold; the session is accepted, or over. */
 void hold_forget(struct proxy *p, struct session *s);
 

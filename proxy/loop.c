@@ -101,6 +101,9 @@ static void accept_batch(struct proxy *p, int listener)
 		fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 		if (fd >= 0) {
 			session_accepted(p, fd);
+			/* Whom we let in we know: without more of them there is nobody to ask for. */
+			if (p->ring && !p->table.lists[LIST_GRANTED].count)
+				return;
 			continue;
 		}
 		switch (errno) {

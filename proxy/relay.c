@@ -135,8 +135,9 @@ enum relay_result relay_pump(struct session *s, enum side from, struct pipes *pi
 			return RELAY_RESET;
 		if (d->source == SOURCE_FIN) {
 			give_back(d, pipes);
-			shutdown(s->fd[!from], SHUT_WR);
 			d->shut = 1;
+			if (!s->dir[!from].shut) /* else the close() that follows sends it */
+				shutdown(s->fd[!from], SHUT_WR);
 			return RELAY_SHUT;
 		}
 		err = fill(s, from, pipes);
