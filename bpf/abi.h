@@ -42,27 +42,25 @@ struct tp_record {
 	__u32 uid;
 	__u32 gid;
 	struct tp_endpoint local; /* what getsockname answers: the source the server sees; 0: unknown */
-	__u64 listener;		  /* socket cookie of the listener the client was sent to */
 	char comm[TP_COMM_LEN];
-	__u32 mark;  /* the client's SO_MARK */
-	__u16 slot;  /* of its tproxyd in tp_config.proxies */
-	__u16 flags; /* TP_RECORD_... */
-	__u32 seq;   /* of the held SYN: which attempt of this socket is meant */
-	__u32 reserved;
+	__u32 mark;	  /* the client's SO_MARK */
+	__u32 seq;	  /* of the held SYN: which attempt of this socket is meant */
+	__u16 proxy_port; /* listener port the client was sent to, host order */
+	__u16 slot;	  /* of its tproxyd in tp_config.proxies, or TP_NO_SLOT */
+	__u16 flags;	  /* TP_RECORD_... */
+	__u16 reserved;
 };
 
 #define TP_RECORD_BOUND_ADDR 1 /* the client had chosen src.ip with bind() */
 #define TP_RECORD_BOUND_PORT 2 /* and src.port */
 
-/*
- * Key of map_ports; the value is the client's socket cookie (__u64). The listener stands for the
- * network namespace and the port it was sent to: the rest is then unique among live connections.
- */
+/* Key of map_ports; the value is the client's socket cookie (__u64). */
 struct tp_port_key {
-	__u64 listener; /* socket cookie */
-	__u8 ip[16];	/* client address, as in tp_endpoint */
-	__u16 port;	/* client port, host order */
-	__u16 reserved[3];
+	__u64 netns;
+	__u8 ip[16]; /* client address, as in tp_endpoint */
+	__u16 port;  /* client port, host order */
+	__u16 proxy_port;
+	__u32 reserved;
 };
 
 /*
@@ -85,16 +83,15 @@ enum tp_role {
 
 /*
  * Value of map_listeners (BPF_MAP_TYPE_SK_STORAGE, BPF_F_CLONE). User space writes it, through a
- * descriptor of the socket, with role and, for a listener, its cookie and slot set. A listener's mark is cloned
+ * descriptor of the socket, with role and, for a listener, slot set. A listener's mark is cloned
  * into each accepted socket, which is how sockops knows the accepted end; there it is completed with
  * the record.
  */
 struct tp_mark {
 	__u32 role;
-	__u32 tgid;     /* REGISTER: stored by connect() */
-	__u64 netns;    /* REGISTER: stored by connect() */
-	__u64 listener; /* LISTENER, ACCEPTED: socket cookie of the listener */
-	__u32 slot;     /* LISTENER: of its tproxyd in tp_config.proxies, or TP_NO_SLOT */
+	__u32 tgid;  /* REGISTER: stored by connect() */
+	__u64 netns; /* stored by the connect hooks */
+	__u32 slot;  /* LISTENER: of its tproxyd in tp_config.proxies, or TP_NO_SLOT */
 	__u32 reserved;
 	struct tp_record client; /* ACCEPTED */
 };
@@ -104,6 +101,15 @@ struct tp_mark {
  * hands the SYN to tproxyd and drops it; tproxyd sends it again, with the instance's grant mark, when
  * the client may come in. It keeps no state: a client whose SYN or event got lost sends another.
  */
+
+/* Value of map_doors, by the listener's socket cookie: what the doorman cannot ask the kernel for. */
+struct tp_door {
+	__u64 netns;
+	__u16 proxy_port;
+	__u16 slot; /* the tproxyd that this listener belongs to now */
+	__u32 reserved;
+};
+
 enum tp_event_type {
 	TP_EVENT_SYN,  /* a held SYN; the packet follows the record */
 	TP_EVENT_GONE, /* a held client gave up, or met the error it was sent */
@@ -226,12 +232,12 @@ struct tp_stats {
 #define TP_SO_RECORD 1
 
 _Static_assert(sizeof(struct tp_endpoint) == 20, "tp_endpoint");
-_Static_assert(sizeof(struct tp_record) == 144, "tp_record");
+_Static_assert(sizeof(struct tp_record) == 136, "tp_record");
 _Static_assert(sizeof(struct tp_port_key) == 32, "tp_port_key");
 _Static_assert(sizeof(struct tp_route_key) == 28, "tp_route_key");
-_Static_assert(sizeof(struct tp_mark) == 176, "tp_mark");
+_Static_assert(sizeof(struct tp_mark) == 160, "tp_mark");
 _Static_assert(sizeof(struct tp_syn) == 48, "tp_syn");
-_Static_assert(sizeof(struct tp_event_syn) == 200, "tp_event_syn");
+_Static_assert(sizeof(struct tp_event_syn) == 192, "tp_event_syn");
 _Static_assert(sizeof(struct tp_event_gone) == 16, "tp_event_gone");
 _Static_assert(sizeof(struct tp_proxy) == 16, "tp_proxy");
 _Static_assert(sizeof(struct tp_config) == 200, "tp_config");

@@ -40,7 +40,7 @@ static __always_inline enum verdict listener_find(struct bpf_sock_addr *ctx,
 						  struct tp_record *rec)
 {
 	struct bpf_sock_tuple tuple = {};
-	const struct tp_mark *mark;
+	struct tp_mark *mark;
 	struct bpf_sock *sk;
 	__u32 size;
 
@@ -60,11 +60,13 @@ static __always_inline enum verdict listener_find(struct bpf_sock_addr *ctx,
 	}
 	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
 	if (mark && mark->role == TP_ROLE_LISTENER) {
-		rec->listener = mark->listener;
+		rec->netns = bpf_get_netns_cookie(ctx);
 		rec->slot = mark->slot;
+		rec->proxy_port = cfg->port;
+		mark->netns = rec->netns; /* for sockops, which cannot ask before Linux 5.15 */
 	}
 	bpf_sk_release(sk);
-	if (!rec->listener) {
+	if (!rec->proxy_port) {
 		COUNT(untrusted_listener);
 		return VERDICT_NO_PROXY;
 	}
@@ -90,7 +92,6 @@ static __always_inline int record_store(struct bpf_sock_addr *ctx, struct bpf_so
 	__u64 ids = bpf_get_current_uid_gid();
 
 	rec->cookie = bpf_get_socket_cookie(ctx);
-	rec->netns = bpf_get_netns_cookie(ctx);
 	rec->cgroup_id = bpf_get_current_cgroup_id();
 	rec->start_ns = bpf_ktime_get_boot_ns();
 	rec->pid = bpf_get_current_pid_tgid() >> 32;

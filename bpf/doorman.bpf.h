@@ -84,15 +84,26 @@ static __always_inline int syn_copy(struct __sk_buff *skb, __u32 tcp_offset,
 					   BPF_HDR_START_NET);
 }
 
+/*
+ * The record of the client that sent the packet. The client may have been sent to an earlier listener on
+ * this port: whose it is now is noted.
+ */
 static __always_inline struct tp_record *packet_record(struct __sk_buff *skb,
 						       const struct tp_endpoint *client)
 {
+	__u64 listener = bpf_get_socket_cookie(skb), *cookie;
+	struct tp_door *door = bpf_map_lookup_elem(&map_doors, &listener);
 	struct tp_port_key key;
-	__u64 *cookie;
+	struct tp_record *rec;
 
-	port_key(&key, bpf_get_socket_cookie(skb), client);
+	if (!door)
+		return NULL;
+	port_key(&key, door->netns, client, door->proxy_port);
 	cookie = bpf_map_lookup_elem(&map_ports, &key);
-	return cookie ? bpf_map_lookup_elem(&map_socks, cookie) : NULL;
+	rec = cookie ? bpf_map_lookup_elem(&map_socks, cookie) : NULL;
+	if (rec)
+		rec->slot = door->slot;
+	return rec;
 }
 
 static __always_inline void *record_ring(const struct tp_record *rec)

@@ -47,6 +47,14 @@ struct {
 	__type(value, __u32);
 } map_routes SEC(".maps");
 
+/* A few entries a tproxyd; those of listeners that have gone are pushed out by new ones. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, struct tp_door);
+} map_doors SEC(".maps");
+
 /*
  * By slot of tp_config.proxies, the ring that this tproxyd reads: a ring has one reader, and there may
  * be a tproxyd in each network namespace. No ring: that one does not hold handshakes.

@@ -18,7 +18,7 @@ static __always_inline void record_free(__u64 cookie)
 	if (!rec)
 		return;
 	if (rec->src.family) {
-		port_key(&key, rec->listener, &rec->src);
+		port_key(&key, rec->netns, &rec->src, rec->proxy_port);
 		owner = bpf_map_lookup_elem(&map_ports, &key);
 		if (owner && *owner == cookie)
 			bpf_map_delete_elem(&map_ports, &key);
@@ -83,7 +83,7 @@ static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
 			  ctx->local_ip6[3]);
 	}
 	rec->src = src;
-	port_key(&key, rec->listener, &src);
+	port_key(&key, rec->netns, &src, rec->proxy_port);
 	if (bpf_map_update_elem(&map_ports, &key, &cookie, BPF_ANY))
 		COUNT(no_port_space);
 	connect_timeout_set(ctx, rec);
@@ -123,7 +123,7 @@ static __always_inline void proxy_accepted(struct bpf_sock_ops *ctx)
 			  ctx->remote_ip6[3]);
 	}
 	peer.port = bpf_ntohl(ctx->remote_port);
-	port_key(&key, mark->listener, &peer);
+	port_key(&key, mark->netns, &peer, ctx->local_port);
 	cookie = bpf_map_lookup_elem(&map_ports, &key);
 	rec = cookie ? bpf_map_lookup_elem(&map_socks, cookie) : NULL;
 	if (!rec) {

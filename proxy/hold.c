@@ -220,10 +220,18 @@ static int attach_doorman(struct proxy *p, struct failure *f)
 
 	if (prog < 0)
 		return prog;
-	for (int i = 0; i < LISTENER_COUNT; i++)
-		if (p->listener[i] >= 0 && setsockopt(p->listener[i], SOL_SOCKET, SO_ATTACH_BPF, &prog,
-						      sizeof(prog)))
-			return fail(f, -errno, "cannot attach the doorman to the listener: %m");
+	for (int i = 0; i < LISTENER_COUNT; i++) {
+		struct tp_door door = {.netns = p->netns, .proxy_port = p->port, .slot = p->slot};
+		socklen_t len = sizeof(__u64);
+		__u64 cookie;
+
+		if (p->listener[i] < 0)
+			continue;
+		if (getsockopt(p->listener[i], SOL_SOCKET, SO_COOKIE, &cookie, &len) ||
+		    bpf_map_update_elem(p->instance.map[PIN_MAP_doors], &cookie, &door, BPF_ANY) ||
+		    setsockopt(p->listener[i], SOL_SOCKET, SO_ATTACH_BPF, &prog, sizeof(prog)))
+			return fail(f, -errno, "cannot put the doorman on the listener: %m");
+	}
 	return 0;
 }
 

@@ -92,11 +92,8 @@ struct tp_endpoint listener_address(const struct proxy *p, int family)
 
 static int mark_set(const struct proxy *p, int fd, enum tp_role role)
 {
-	struct tp_mark mark = {.role = role, .slot = p->slot};
-	socklen_t len = sizeof(mark.listener);
+	struct tp_mark mark = {.role = role, .slot = p->slot, .netns = p->netns};
 
-	if (getsockopt(fd, SOL_SOCKET, SO_COOKIE, &mark.listener, &len))
-		return -errno;
 	return bpf_map_update_elem(p->instance.map[PIN_MAP_listeners], &fd, &mark, BPF_ANY) ? -errno :
 											       0;
 }

@@ -194,8 +194,10 @@ static int drained(struct proxy *p)
 {
 	if (!p->drain_until)
 		return 0;
+	/* Those who were on their way in when the mark went still come in. */
 	if (p->listener[LISTENER_V4] >= 0 &&
-	    p->drain_until - p->settings.drain_timeout + LINGER_MS <= p->now_ms)
+	    p->drain_until - p->settings.drain_timeout + LINGER_MS <= p->now_ms &&
+	    !p->table.lists[LIST_HELD].count && !p->table.lists[LIST_GRANTED].count)
 		listener_close(p);
 	if (p->drain_until <= p->now_ms) {
 		listener_close(p);

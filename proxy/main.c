@@ -81,7 +81,7 @@ static int start(struct proxy *p, struct failure *f)
 
 	p->fd_limit = raise_fd_limit();
 	p->now_ms = now_ms();
-	err = instance_open(p->settings.common.name, 1U << PIN_MAP_listeners | 1U << PIN_MAP_rings | 1U << PIN_MAP_routes, &p->instance, f);
+	err = instance_open(p->settings.common.name, 1U << PIN_MAP_listeners | 1U << PIN_MAP_doors | 1U << PIN_MAP_rings | 1U << PIN_MAP_routes, &p->instance, f);
 	if (!err)
 		err = table_init(&p->table, p->settings.max_sessions, f);
 	if (!err)

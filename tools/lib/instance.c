@@ -23,6 +23,10 @@
 #define listeners_VALUE sizeof(struct tp_mark)
 #define listeners_TYPE	BPF_MAP_TYPE_SK_STORAGE
 
+#define doors_KEY   sizeof(__u64)
+#define doors_VALUE sizeof(struct tp_door)
+#define doors_TYPE  BPF_MAP_TYPE_LRU_HASH
+
 #define rings_KEY   sizeof(__u32)
 #define rings_VALUE sizeof(__u32)
 #define rings_TYPE  BPF_MAP_TYPE_ARRAY_OF_MAPS
