@@ -30,7 +30,7 @@
 #include "recover.h"
 #include "worker.h"
 
-#define QUICK_MS     100 /* a worker that lived shorter died at once */
+#define QUICK_MS     50 /* a worker that lived shorter died at once */
 #define QUICK_MAX    5	 /* so many may, one after the other */
 #define PAUSE_MS     100 /* then this long, and twice as long each time, */
 #define PAUSE_MAX_MS 2000
@@ -45,7 +45,6 @@ struct master {
 	uint64_t restart_ms; /* when to start a worker; 0: there is one */
 	uint64_t idle_ms;    /* since when nobody serves; 0: somebody does */
 	unsigned int quick;
-	int fresh;	/* no worker of this binary has come to serve */
 	int distrusted; /* we took the marks off the listeners */
 	int status;	/* to exit with; -1: not yet */
 };
@@ -158,7 +157,7 @@ static int be_worker(struct master *m)
 	struct failure f;
 	int err;
 
-	err = worker_start(p, m->fresh, &f);
+	err = worker_start(p, &f);
 	if (err && !p->shared->serving)
 		worker_clean_up(p);
 	while (!err && (err = worker_serve(p, &f)) == LOOP_ORPHANED) {
@@ -243,9 +242,9 @@ static void serving(struct master *m)
 			log_notice("a worker serves again: new connections are taken");
 		m->distrusted = 0;
 	}
-	if (m->fresh)
+	if (m->p->fresh)
 		sd_notify(0, "READY=1");
-	m->fresh = 0;
+	m->p->fresh = 0;
 }
 
 static void answered(struct master *m, int status)
@@ -335,10 +334,11 @@ static int wait_signal(struct master *m, const sigset_t *set)
 
 int master_run(struct proxy *p, char **argv)
 {
-	struct master m = {.p = p, .argv = argv, .fresh = 1, .status = -1};
+	struct master m = {.p = p, .argv = argv, .status = -1};
 	sigset_t set;
 	int signo;
 
+	p->fresh = 1;
 	wanted_signals(&set);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);

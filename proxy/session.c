@@ -394,14 +394,6 @@ void session_run_ready(struct proxy *p)
 	}
 }
 
-static int is_closed(int fd)
-{
-	struct tcp_info info = {0};
-	socklen_t len = sizeof(info);
-
-	return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) || info.tcpi_state == TCP_CLOSE;
-}
-
 /* Its upstream's handshake was under way, or had not begun. */
 static void recover_connecting(struct proxy *p, struct session *s, const uint32_t ready[2])
 {
@@ -443,10 +435,10 @@ static void recover_relay(struct proxy *p, struct session *s, const uint32_t rea
 			no_resources(p, s, EMFILE);
 			return;
 		}
-		/* An end that closed before we did, with no error left to ask for: the predecessor has
-		 * taken it. After our FIN it may have closed in peace. */
-		if (ready[side] & EPOLLHUP && !(ready[side] & EPOLLERR) && !s->dir[!side].shut &&
-		    is_closed(s->fd[side]))
+		/* An end that is closed though no FIN of ours can have been sent to it, with no error
+		 * left to ask for: the predecessor has taken it. */
+		if (ready[side] & EPOLLHUP && !(ready[side] & EPOLLERR) &&
+		    s->dir[!side].source == SOURCE_OPEN)
 			s->broken |= 1 << side;
 		if (s->dir[side].pipe != NO_PIPE || s->dir[side].urgent || s->broken)
 			busy = 1;

@@ -38,19 +38,19 @@ static int first_start(struct proxy *p, struct failure *f)
 }
 
 /* Sessions are open, so nothing that is found wrong now is a reason to end. */
-static int resume(struct proxy *p, const struct recovery *r, int fresh, uint64_t began_ms)
+static int resume(struct proxy *p, const struct recovery *r, uint64_t began_ms)
 {
 	struct failure f;
 
 	recover_sessions(p, r);
-	if (fresh && !p->shared->drain_until && listener_selftest(p, session_accepted, &f))
+	if (p->fresh && !p->shared->drain_until && listener_selftest(p, session_accepted, &f))
 		log_warning("%s", f.text);
 	log_notice("serving on as pid %u; %u sessions go on (%llu ms)", p->tgid, table_used(&p->table),
 		   (unsigned long long)(monotonic_ms() - began_ms));
 	return 0;
 }
 
-int worker_start(struct proxy *p, int fresh, struct failure *f)
+int worker_start(struct proxy *p, struct failure *f)
 {
 	struct recovery r _cleanup_(recover_free) = {0};
 	int resumed = p->shared->serving != 0;
@@ -70,7 +70,7 @@ int worker_start(struct proxy *p, int fresh, struct failure *f)
 	if (!err)
 		err = open_hold(p, f);
 	if (!err)
-		err = resumed ? resume(p, &r, fresh, p->now_ms) : first_start(p, f);
+		err = resumed ? resume(p, &r, p->now_ms) : first_start(p, f);
 	if (err)
 		return err;
 	p->shared->serving = getpid();
