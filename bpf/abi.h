@@ -54,12 +54,16 @@ struct tp_record {
 #define TP_RECORD_BOUND_ADDR 1 /* the client had chosen src.ip with bind() */
 #define TP_RECORD_BOUND_PORT 2 /* and src.port */
 
-/* Key of map_ports; the value is the client's socket cookie (__u64). */
+/*
+ * Key of map_ports, where the address is the client's and the value its socket cookie (__u64), and of
+ * map_failed, where it is a destination and the value the CLOCK_BOOTTIME (__u64, ns) until which it is
+ * left alone after a failure that its client could not be told properly.
+ */
 struct tp_port_key {
 	__u64 netns;
-	__u8 ip[16]; /* client address, as in tp_endpoint */
-	__u16 port;  /* client port, host order */
-	__u16 proxy_port;
+	__u8 ip[16]; /* as in tp_endpoint */
+	__u16 port;  /* host order */
+	__u16 proxy_port; /* 0 in map_failed */
 	__u32 reserved;
 };
 
@@ -200,6 +204,7 @@ struct tp_config {
 	X(link_local, "IPv6 link-local destinations, left alone")                           \
 	X(no_listener, "no proxy listening in the client's network namespace")              \
 	X(untrusted_listener, "the proxy's port is held by a stranger")                     \
+	X(failed_before, "destinations that failed a moment ago, left alone for the native error") \
 	X(no_route, "destinations without a route, failed as without a proxy")              \
 	X(no_record_space, "map_socks is full or out of memory")                            \
 	X(passed_by_policy, "went direct because no proxy could take them")                 \

@@ -32,12 +32,15 @@ static __always_inline int len_bound(__u32 *len, __u32 min, __u32 max)
 
 /*
  * bpf_set_retval: 5.18. The branch is resolved at load time and the verifier drops the dead call.
- * Without it the kernel's own value stands: EPERM for a refused connect.
+ * Without it the kernel's own value stands: EPERM for a refused connect. The verifier of 7.3 wants to
+ * see, in all 64 bits, that it is an errno.
  */
 static __always_inline void retval_set(int err)
 {
+	long retval = -(long)(-err & 4095);
+
 	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_set_retval))
-		bpf_set_retval(err);
+		bpf_set_retval(retval);
 }
 
 static __always_inline int retval_settable(void)

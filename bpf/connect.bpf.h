@@ -86,6 +86,16 @@ static __always_inline int route_error(struct bpf_sock_addr *ctx, const struct t
 	return error ? *error : 0;
 }
 
+static __always_inline int failed_before(const struct tp_record *rec)
+{
+	struct tp_port_key key;
+	__u64 *until;
+
+	port_key(&key, rec->netns, &rec->dst, 0);
+	until = bpf_map_lookup_elem(&map_failed, &key);
+	return until && *until > bpf_ktime_get_boot_ns();
+}
+
 static __always_inline int record_store(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
 					struct tp_record *rec)
 {
@@ -174,6 +184,10 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 	verdict = listener_find(ctx, cfg, v4, &rec);
 	if (verdict != VERDICT_REDIRECT)
 		return verdict;
+	if (failed_before(&rec)) {
+		COUNT(failed_before);
+		return VERDICT_PASS;
+	}
 	if (!sk->mark && route_error(ctx, dst)) { /* a mark may have routes of its own */
 		COUNT(no_route);
 		return VERDICT_NO_ROUTE;

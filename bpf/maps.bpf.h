@@ -47,6 +47,14 @@ struct {
 	__type(value, __u32);
 } map_routes SEC(".maps");
 
+/* Filled only by a tproxyd that does not hold handshakes. Losing an entry costs one native errno. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct tp_port_key);
+	__type(value, __u64);
+} map_failed SEC(".maps");
+
 /* A few entries a tproxyd; those of listeners that have gone are pushed out by new ones. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -21,7 +21,7 @@
 #define PIN_LINK_PREFIX "link_"
 
 /* X(name): pinned as map_NAME, called map_NAME in the object. */
-#define PIN_MAPS(X) X(config) X(socks) X(ports) X(listeners) X(doors) X(rings) X(routes) X(stats)
+#define PIN_MAPS(X) X(config) X(socks) X(ports) X(listeners) X(doors) X(rings) X(routes) X(failed) X(stats)
 
 /* X(name, attach type): pinned as prog_NAME, called tp_NAME in the object, attached to a cgroup. */
 #define PIN_HOOKS(X)                                 \

@@ -32,6 +32,9 @@ static const struct opt options[] = {
 	{.name = "hold", .type = OPT_CHOICE, .arg = "on|off",
 	 .choices = (const char *const[]){"off", "on", NULL}, .offset = offsetof(struct settings, hold),
 	 .help = "a client's connect() waits for its upstream and gets its errno (default: on)"},
+	{.name = "native-retry", .type = OPT_DURATION, .arg = "TIME",
+	 .offset = offsetof(struct settings, native_retry), .min = 0, .max = 60000,
+	 .help = "without hold, leave a failed destination alone for TIME (default: 3s; 0: never)"},
 	{.name = "log-level", .letter = 'l', .type = OPT_CHOICE, .arg = "LEVEL",
 	 .choices = log_levels, .offset = offsetof(struct settings, log_level),
 	 .help = "err, warning, notice, info or debug (default: info)"},
@@ -81,7 +84,7 @@ static int start(struct proxy *p, struct failure *f)
 
 	p->fd_limit = raise_fd_limit();
 	p->now_ms = now_ms();
-	err = instance_open(p->settings.common.name, 1U << PIN_MAP_listeners | 1U << PIN_MAP_doors | 1U << PIN_MAP_rings | 1U << PIN_MAP_routes, &p->instance, f);
+	err = instance_open(p->settings.common.name, 1U << PIN_MAP_listeners | 1U << PIN_MAP_doors | 1U << PIN_MAP_rings | 1U << PIN_MAP_routes | 1U << PIN_MAP_failed, &p->instance, f);
 	if (!err)
 		err = table_init(&p->table, p->settings.max_sessions, f);
 	if (!err)
@@ -110,7 +113,7 @@ int main(int argc, char **argv)
 {
 	static struct proxy p = {
 		.settings = {.drain_timeout = 30000, .max_sessions = 65536,
-			     .hold = 1, .log_level = 3, .log_sessions = 1},
+			     .hold = 1, .native_retry = 3000, .log_level = 3, .log_sessions = 1},
 		.instance = INSTANCE_INIT,
 		.table.memfd = -1,
 		.epoll = -1,

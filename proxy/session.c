@@ -10,10 +10,12 @@
  */
 #include "session.h"
 
+#include <bpf/bpf.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #include "endpoint.h"
 #include "event.h"
@@ -38,6 +40,21 @@ void session_finish(struct proxy *p, struct session *s, enum session_end end, in
 	table_move(&p->table, s, LIST_CLOSING);
 }
 
+/* The client of a failed upstream met a reset; if it tries again it meets the native error. */
+static void leave_alone(const struct proxy *p, const struct tp_record *client)
+{
+	struct tp_port_key key = {.netns = p->netns, .port = client->dst.port};
+	struct timespec now;
+	__u64 until;
+
+	if (!p->settings.native_retry)
+		return;
+	memcpy(key.ip, client->dst.ip, sizeof(key.ip));
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	until = now.tv_sec * 1000000000ULL + now.tv_nsec + p->settings.native_retry * 1000000;
+	bpf_map_update_elem(p->instance.map[PIN_MAP_failed], &key, &until, BPF_ANY);
+}
+
 static void connect_failed(struct proxy *p, struct session *s, int err)
 {
 	if (s->list == LIST_HELD) {
@@ -45,6 +62,7 @@ static void connect_failed(struct proxy *p, struct session *s, int err)
 		return;
 	}
 	s->error = err;
+	leave_alone(p, &s->client);
 	session_finish(p, s, END_CONNECT_FAILED, 1);
 }
 
@@ -396,10 +414,12 @@ void session_expire(struct proxy *p)
 
 	for (size_t l = 0; l < ARRAY_SIZE(timed_lists); l++)
 		while ((s = table_first(&p->table, timed_lists[l])) && s->deadline_ms <= p->now_ms) {
-			if (s->list == LIST_CONNECTING)
+			if (s->list == LIST_CONNECTING) {
+				leave_alone(p, &s->client);
 				session_finish(p, s, END_CONNECT_TIMEOUT, 1);
-			else
+			} else {
 				hold_expired(p, s);
+			}
 		}
 }
 

@@ -27,6 +27,10 @@
 #define doors_VALUE sizeof(struct tp_door)
 #define doors_TYPE  BPF_MAP_TYPE_LRU_HASH
 
+#define failed_KEY   sizeof(struct tp_port_key)
+#define failed_VALUE sizeof(__u64)
+#define failed_TYPE  BPF_MAP_TYPE_LRU_HASH
+
 #define rings_KEY   sizeof(__u32)
 #define rings_VALUE sizeof(__u32)
 #define rings_TYPE  BPF_MAP_TYPE_ARRAY_OF_MAPS
