@@ -130,7 +130,14 @@ void hold_expired(struct proxy *p, struct session *s)
 
 static void on_gone(struct proxy *p, struct session *s)
 {
-	session_finish(p, s, s->list == LIST_REFUSED ? END_CONNECT_FAILED : END_CLIENT_GAVE_UP, 1);
+	uint64_t limit = p->settings.connect_timeout;
+	enum session_end end = END_CLIENT_GAVE_UP;
+
+	if (s->list == LIST_REFUSED)
+		end = END_CONNECT_FAILED;
+	else if (limit && p->now_ms - s->start_ms >= limit)
+		end = END_CONNECT_TIMEOUT;
+	session_finish(p, s, end, 1);
 }
 
 static void on_syn(struct proxy *p, const struct tp_event_syn *event)
