@@ -154,12 +154,14 @@ struct tp_event_gone {
 };
 
 #define TP_STRAY_MAX 4096
+#define TP_STRAY_SMALL 256
 
 struct tp_event_stray {
 	__u32 type;
 	__u32 len;
 	struct tp_endpoint client;
-	__u8 segment[TP_STRAY_MAX]; /* TCP header and data; the checksum may be unfinished */
+	__u8 segment[TP_STRAY_MAX]; /* TCP header and data; the checksum may be unfinished. Only the
+				     * first TP_STRAY_SMALL bytes are there if len is no more. */
 };
 
 enum tp_policy {

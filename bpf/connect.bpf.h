@@ -114,7 +114,9 @@ static __always_inline int record_store(struct bpf_sock_addr *ctx, struct bpf_so
 		rec->flags |= TP_RECORD_BOUND_PORT;
 		bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)); /* from 6.1 on */
 	}
-	if (sk->src_ip4 || sk->src_ip6[0] || sk->src_ip6[1] || sk->src_ip6[2] || sk->src_ip6[3])
+	/* An IPv4 socket has leftovers of an earlier connection in src_ip6. */
+	if (sk->family == AF_INET ? sk->src_ip4
+				  : sk->src_ip6[0] || sk->src_ip6[1] || sk->src_ip6[2] || sk->src_ip6[3])
 		rec->flags |= TP_RECORD_BOUND_ADDR;
 	bpf_get_current_comm(rec->comm, sizeof(rec->comm));
 	return bpf_map_update_elem(&map_socks, &rec->cookie, rec, BPF_ANY);

@@ -163,12 +163,12 @@ static void on_syn(struct proxy *p, const struct tp_event_syn *event)
 		send_error(p, s);
 }
 
-static void on_stray(struct proxy *p, const struct tp_event_stray *event)
+static void on_stray(struct proxy *p, const struct tp_event_stray *event, size_t size)
 {
 	struct packet_flow flow = flow_of(p, &event->client);
 	uint8_t packet[PACKET_MAX + TP_STRAY_MAX];
 
-	if (event->len >= 20 && event->len <= sizeof(event->segment))
+	if (event->len >= 20 && event->len <= size - offsetof(struct tp_event_stray, segment))
 		send_packet(p, &flow.listener, packet,
 			    packet_segment(&flow, event->segment, event->len, packet));
 }
@@ -185,6 +185,7 @@ static int on_event(void *ctx, void *data, size_t size)
 	struct proxy *p = ctx;
 	struct session *s;
 
+	/* The kernel rounds nothing up: a size that is none of ours is not from our hooks. */
 	if (size < sizeof(struct tp_event_gone) || size > sizeof(event))
 		return 0;
 	memcpy(&event, data, size);
@@ -198,7 +199,7 @@ static int on_event(void *ctx, void *data, size_t size)
 			on_gone(p, s);
 		break;
 	case TP_EVENT_STRAY:
-		on_stray(p, &event.stray);
+		on_stray(p, &event.stray, size);
 		break;
 	}
 	return 0;
