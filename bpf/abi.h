@@ -17,6 +17,7 @@
 #define TP_NAME_LEN 32	 /* instance name, NUL included */
 #define TP_COMM_LEN 16	 /* the kernel's TASK_COMM_LEN */
 #define TP_MAX_PROXIES 8 /* tproxyd processes registered at once: one a network namespace */
+#define TP_NO_SLOT TP_MAX_PROXIES /* a proxy that is no tproxyd: it has no ring and no settings */
 
 /*
  * An address and port. IPv4 is stored v4-mapped (::ffff:a.b.c.d), so that one code path serves both
@@ -40,19 +41,41 @@ struct tp_record {
 	__u32 pid;		/* tgid in the initial pid namespace */
 	__u32 uid;
 	__u32 gid;
-	__u16 proxy_port; /* listener port the client was sent to, host order */
-	__u16 reserved;
+	struct tp_endpoint local; /* what getsockname answers: the source the server sees; 0: unknown */
 	char comm[TP_COMM_LEN];
+	__u32 mark;	  /* the client's SO_MARK */
+	__u32 seq;	  /* of the held SYN: which attempt of this socket is meant */
+	__u16 proxy_port; /* listener port the client was sent to, host order */
+	__u16 slot;	  /* of its tproxyd in tp_config.proxies, or TP_NO_SLOT */
+	__u16 flags;	  /* TP_RECORD_... */
+	__u16 reserved;
 };
 
-/* Key of map_ports; the value is the client's socket cookie (__u64). */
+#define TP_RECORD_BOUND_ADDR 1 /* the client had chosen src.ip with bind() */
+#define TP_RECORD_BOUND_PORT 2 /* and src.port */
+
+/*
+ * Key of map_ports, where the address is the client's and the value its socket cookie (__u64), and of
+ * map_failed, where it is a destination and the value the CLOCK_BOOTTIME (__u64, ns) until which it is
+ * left alone after a failure that its client could not be told properly.
+ */
 struct tp_port_key {
 	__u64 netns;
-	__u8 ip[16]; /* client address, as in tp_endpoint */
-	__u16 port;  /* client port, host order */
-	__u16 proxy_port;
+	__u8 ip[16]; /* as in tp_endpoint */
+	__u16 port;  /* host order */
+	__u16 proxy_port; /* 0 in map_failed */
 	__u32 reserved;
 };
+
+/*
+ * Key of map_routes, a trie: where a connection cannot go. The value (__u32) is the errno of the missing
+ * route, 0 where there is one. Written by the tproxyd of each network namespace.
+ */
+struct tp_route_key {
+	__u32 prefixlen; /* in bits, over what follows: 64 of netns, 96 more before an IPv4 prefix */
+	__u64 netns;
+	__u8 ip[16]; /* as in tp_endpoint */
+} __attribute__((packed));
 
 enum tp_role {
 	TP_ROLE_NONE,
@@ -64,14 +87,81 @@ enum tp_role {
 
 /*
  * Value of map_listeners (BPF_MAP_TYPE_SK_STORAGE, BPF_F_CLONE). User space writes it, through a
- * descriptor of the socket, with only the role set. A listener's mark is cloned into each accepted
- * socket, which is how sockops knows the accepted end; there it is completed with the record.
+ * descriptor of the socket, with role and, for a listener, slot set. A listener's mark is cloned
+ * into each accepted socket, which is how sockops knows the accepted end; there it is completed with
+ * the record.
  */
 struct tp_mark {
 	__u32 role;
 	__u32 tgid;  /* REGISTER: stored by connect() */
 	__u64 netns; /* stored by the connect hooks */
+	__u32 slot;  /* LISTENER: of its tproxyd in tp_config.proxies, or TP_NO_SLOT */
+	__u32 reserved;
 	struct tp_record client; /* ACCEPTED */
+};
+
+/*
+ * The doorman, a filter on a listener, holds a client's handshake until its upstream is connected: it
+ * hands the SYN to tproxyd and drops it; tproxyd sends it again, with the instance's grant mark, when
+ * the client may come in. It keeps no state: a client whose SYN or event got lost sends another.
+ */
+
+/* Value of map_doors, by the listener's socket cookie: what the doorman cannot ask the kernel for. */
+struct tp_door {
+	__u64 netns;
+	__u16 proxy_port;
+	__u16 slot; /* the tproxyd that this listener belongs to now */
+	__u32 reserved;
+};
+
+enum tp_event_type {
+	TP_EVENT_SYN,  /* a held SYN; the packet follows the record */
+	TP_EVENT_GONE, /* a held client gave up, or met the error it was sent */
+	TP_EVENT_STRAY, /* a packet that came before its connection was in place, to be sent again */
+};
+
+#define TP_RING_SIZE (1 << 20) /* bytes: some 5,000 events */
+
+/*
+ * A granted SYN carries, as its payload, the source address that the server sees. The doorman puts it
+ * in the record, where getsockname finds it, and cuts it off: TCP never sees it.
+ */
+struct tp_grant {
+	struct tp_endpoint local;
+};
+
+/* What of a SYN cannot be known from the record. Numbers are in host order. */
+struct tp_syn {
+	__u32 seq;
+	__u16 window;
+	__u8 flags; /* byte 13 of the TCP header */
+	__u8 options_len;
+	__u8 options[40];
+};
+
+/* What comes out of a ring of map_rings; a ring belongs to one tproxyd. */
+struct tp_event_syn {
+	__u32 type;
+	__u32 reserved;
+	struct tp_record client;
+	struct tp_syn syn;
+};
+
+struct tp_event_gone {
+	__u32 type;
+	__u32 reserved;
+	__u64 cookie; /* the client's */
+};
+
+#define TP_STRAY_MAX 4096
+#define TP_STRAY_SMALL 256
+
+struct tp_event_stray {
+	__u32 type;
+	__u32 len;
+	struct tp_endpoint client;
+	__u8 segment[TP_STRAY_MAX]; /* TCP header and data; the checksum may be unfinished. Only the
+				     * first TP_STRAY_SMALL bytes are there if len is no more. */
 };
 
 enum tp_policy {
@@ -83,7 +173,7 @@ enum tp_policy {
 struct tp_proxy {
 	__u64 netns;
 	__u32 tgid; /* as the kernel sees it in the initial pid namespace; 0: slot free */
-	__u32 reserved;
+	__u32 connect_timeout; /* ms after which a held client meets ETIMEDOUT; 0: by its own timer */
 };
 
 /*
@@ -96,7 +186,8 @@ struct tp_config {
 	__u32 enabled; /* the loader's commit; 0: hooks let everything pass */
 	__u32 policy;  /* enum tp_policy */
 	__u16 port;    /* listener port on 127.0.0.1 and ::1, host order; 0: not serving */
-	__u16 reserved[3];
+	__u16 reserved;
+	__u32 grant; /* SO_MARK of SYNs that the doorman lets pass; random, made by the loader */
 	__u64 build;	 /* identifies the BPF object that is loaded */
 	__u64 loaded_ns; /* CLOCK_REALTIME of the last load */
 	char name[TP_NAME_LEN];
@@ -115,6 +206,8 @@ struct tp_config {
 	X(link_local, "IPv6 link-local destinations, left alone")                           \
 	X(no_listener, "no proxy listening in the client's network namespace")              \
 	X(untrusted_listener, "the proxy's port is held by a stranger")                     \
+	X(failed_before, "destinations that failed a moment ago, left alone for the native error") \
+	X(no_route, "destinations without a route, failed as without a proxy")              \
 	X(no_record_space, "map_socks is full or out of memory")                            \
 	X(passed_by_policy, "went direct because no proxy could take them")                 \
 	X(refused_by_policy, "refused because no proxy could take them")                    \
@@ -124,6 +217,12 @@ struct tp_config {
 	X(original_dst, "SO_ORIGINAL_DST answered")                                         \
 	X(original_dst_missing, "SO_ORIGINAL_DST asked on an accepted socket that has none") \
 	X(peername, "getpeername answered with the original destination")                   \
+	X(sockname, "getsockname answered with the source that the server sees")            \
+	X(held, "handshakes held until the upstream answers")                               \
+	X(hold_unknown, "SYNs at the proxy's port without a record: let through to be reset") \
+	X(hold_no_space, "held handshakes dropped because the ring is full: the client retries") \
+	X(hold_stray, "packets that came before their connection was in place, sent again") \
+	X(hold_malformed, "packets at the proxy's port that are no proper SYN, dropped")    \
 	X(record_freed, "records freed")
 
 struct tp_stats {
@@ -140,9 +239,13 @@ struct tp_stats {
 #define TP_SO_RECORD 1
 
 _Static_assert(sizeof(struct tp_endpoint) == 20, "tp_endpoint");
-_Static_assert(sizeof(struct tp_record) == 104, "tp_record");
+_Static_assert(sizeof(struct tp_record) == 136, "tp_record");
 _Static_assert(sizeof(struct tp_port_key) == 32, "tp_port_key");
-_Static_assert(sizeof(struct tp_mark) == 120, "tp_mark");
+_Static_assert(sizeof(struct tp_route_key) == 28, "tp_route_key");
+_Static_assert(sizeof(struct tp_mark) == 160, "tp_mark");
+_Static_assert(sizeof(struct tp_syn) == 48, "tp_syn");
+_Static_assert(sizeof(struct tp_event_syn) == 192, "tp_event_syn");
+_Static_assert(sizeof(struct tp_event_gone) == 16, "tp_event_gone");
 _Static_assert(sizeof(struct tp_proxy) == 16, "tp_proxy");
 _Static_assert(sizeof(struct tp_config) == 200, "tp_config");
 

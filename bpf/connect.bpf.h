@@ -10,6 +10,7 @@ enum verdict {
 	VERDICT_PASS,	  /* untouched */
 	VERDICT_REDIRECT, /* to the proxy's port on loopback; the record is stored */
 	VERDICT_NO_PROXY, /* nobody to take it: the failure policy decides */
+	VERDICT_NO_ROUTE, /* no way to the destination: what the kernel says of that */
 };
 
 /* Kernel sockets (NFS, SMB, Ceph) are never touched: a refusal makes NFS spin. */
@@ -32,11 +33,11 @@ static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const st
 
 /*
  * The proxy's listener in the client's own network namespace: answers whether a proxy is up, and
- * whether it is ours rather than somebody squatting on the port. The namespace is noted in the mark,
- * because sockops programs cannot ask for it before Linux 5.15.
+ * whether it is ours rather than somebody squatting on the port. Notes in the record which it is.
  */
-static __always_inline enum verdict listener_check(struct bpf_sock_addr *ctx,
-						   const struct tp_config *cfg, int v4)
+static __always_inline enum verdict listener_find(struct bpf_sock_addr *ctx,
+						  const struct tp_config *cfg, int v4,
+						  struct tp_record *rec)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct tp_mark *mark;
@@ -58,36 +59,67 @@ static __always_inline enum verdict listener_check(struct bpf_sock_addr *ctx,
 		return VERDICT_NO_PROXY;
 	}
 	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
-	if (mark && mark->role == TP_ROLE_LISTENER)
-		mark->netns = bpf_get_netns_cookie(ctx);
-	else
-		mark = NULL;
+	if (mark && mark->role == TP_ROLE_LISTENER) {
+		rec->netns = bpf_get_netns_cookie(ctx);
+		rec->slot = mark->slot;
+		rec->proxy_port = cfg->port;
+		mark->netns = rec->netns; /* for sockops, which cannot ask before Linux 5.15 */
+	}
 	bpf_sk_release(sk);
-	if (!mark) {
+	if (!rec->proxy_port) {
 		COUNT(untrusted_listener);
 		return VERDICT_NO_PROXY;
 	}
 	return VERDICT_REDIRECT;
 }
 
-static __always_inline int record_store(struct bpf_sock_addr *ctx, const struct tp_config *cfg,
-					const struct tp_endpoint *dst)
+/* The errno that connect() would meet for want of a route; 0: there is one, or it is not known. */
+static __always_inline int route_error(struct bpf_sock_addr *ctx, const struct tp_endpoint *dst)
 {
-	struct tp_record rec = {};
-	__u64 ids;
+	struct tp_route_key key;
+	__u32 *error;
 
-	rec.cookie = bpf_get_socket_cookie(ctx);
-	rec.netns = bpf_get_netns_cookie(ctx);
-	rec.cgroup_id = bpf_get_current_cgroup_id();
-	rec.start_ns = bpf_ktime_get_boot_ns();
-	rec.dst = *dst;
-	rec.pid = bpf_get_current_pid_tgid() >> 32;
-	ids = bpf_get_current_uid_gid();
-	rec.uid = (__u32)ids;
-	rec.gid = ids >> 32;
-	rec.proxy_port = cfg->port;
-	bpf_get_current_comm(rec.comm, sizeof(rec.comm));
-	return bpf_map_update_elem(&map_socks, &rec.cookie, &rec, BPF_ANY);
+	key.prefixlen = 8 * (sizeof(key.netns) + sizeof(key.ip));
+	key.netns = bpf_get_netns_cookie(ctx);
+	__builtin_memcpy(key.ip, dst->ip, sizeof(key.ip));
+	error = bpf_map_lookup_elem(&map_routes, &key);
+	return error ? *error : 0;
+}
+
+static __always_inline int failed_before(const struct tp_record *rec)
+{
+	struct tp_port_key key;
+	__u64 *until;
+
+	port_key(&key, rec->netns, &rec->dst, 0);
+	until = bpf_map_lookup_elem(&map_failed, &key);
+	return until && *until > bpf_ktime_get_boot_ns();
+}
+
+static __always_inline int record_store(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
+					struct tp_record *rec)
+{
+	__u64 ids = bpf_get_current_uid_gid();
+
+	rec->cookie = bpf_get_socket_cookie(ctx);
+	rec->cgroup_id = bpf_get_current_cgroup_id();
+	rec->start_ns = bpf_ktime_get_boot_ns();
+	rec->pid = bpf_get_current_pid_tgid() >> 32;
+	rec->uid = (__u32)ids;
+	rec->gid = ids >> 32;
+	rec->mark = sk->mark;
+	if (sk->src_port) {
+		int one = 1;
+
+		rec->flags |= TP_RECORD_BOUND_PORT;
+		bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)); /* from 6.1 on */
+	}
+	/* An IPv4 socket has leftovers of an earlier connection in src_ip6. */
+	if (sk->family == AF_INET ? sk->src_ip4
+				  : sk->src_ip6[0] || sk->src_ip6[1] || sk->src_ip6[2] || sk->src_ip6[3])
+		rec->flags |= TP_RECORD_BOUND_ADDR;
+	bpf_get_current_comm(rec->comm, sizeof(rec->comm));
+	return bpf_map_update_elem(&map_socks, &rec->cookie, rec, BPF_ANY);
 }
 
 /* 1 where the socket was made for a purpose of tproxyd's own; *ret_redirect then says whether to redirect it. */
@@ -113,6 +145,7 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 						   const struct tp_endpoint *dst)
 {
 	int v4 = dst->family == AF_INET, forced;
+	struct tp_record rec = {.dst = *dst};
 	struct bpf_sock *sk = ctx->sk;
 	enum verdict verdict;
 
@@ -150,10 +183,18 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		COUNT(no_listener);
 		return VERDICT_NO_PROXY;
 	}
-	verdict = listener_check(ctx, cfg, v4);
+	verdict = listener_find(ctx, cfg, v4, &rec);
 	if (verdict != VERDICT_REDIRECT)
 		return verdict;
-	if (record_store(ctx, cfg, dst)) {
+	if (failed_before(&rec)) {
+		COUNT(failed_before);
+		return VERDICT_PASS;
+	}
+	if (!sk->mark && route_error(ctx, dst)) { /* a mark may have routes of its own */
+		COUNT(no_route);
+		return VERDICT_NO_ROUTE;
+	}
+	if (record_store(ctx, sk, &rec)) {
 		COUNT(no_record_space);
 		return VERDICT_NO_PROXY;
 	}
@@ -163,13 +204,20 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 
 /* The return value of a connect hook for anything that is not redirected. */
 static __always_inline int connect_not_redirected(struct bpf_sock_addr *ctx,
-						  const struct tp_config *cfg, enum verdict verdict)
+						  const struct tp_config *cfg,
+						  const struct tp_endpoint *dst, enum verdict verdict)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 
 	/* A socket may connect again after a redirected attempt failed: getpeername must not answer
 	 * from that one. */
 	bpf_map_delete_elem(&map_socks, &cookie);
+	/* The error is ours to return, rather than the connection to let pass: should a route have come
+	 * up this instant, it would pass the proxy by. */
+	if (verdict == VERDICT_NO_ROUTE && retval_settable()) {
+		retval_set(-route_error(ctx, dst));
+		return 0;
+	}
 	if (verdict == VERDICT_NO_PROXY) {
 		if (cfg->policy == TP_POLICY_REFUSE) {
 			COUNT(refused_by_policy);

@@ -40,6 +40,46 @@ struct {
 } map_listeners SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct tp_route_key);
+	__type(value, __u32);
+} map_routes SEC(".maps");
+
+/* Filled only by a tproxyd that does not hold handshakes. Losing an entry costs one native errno. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct tp_port_key);
+	__type(value, __u64);
+} map_failed SEC(".maps");
+
+/* A few entries a tproxyd; those of listeners that have gone are pushed out by new ones. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, struct tp_door);
+} map_doors SEC(".maps");
+
+/*
+ * By slot of tp_config.proxies, the ring that this tproxyd reads: a ring has one reader, and there may
+ * be a tproxyd in each network namespace. No ring: that one does not hold handshakes.
+ */
+struct ring {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, TP_RING_SIZE);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, TP_MAX_PROXIES);
+	__type(key, __u32);
+	__array(values, struct ring);
+} map_rings SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);

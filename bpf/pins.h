@@ -21,16 +21,21 @@
 #define PIN_LINK_PREFIX "link_"
 
 /* X(name): pinned as map_NAME, called map_NAME in the object. */
-#define PIN_MAPS(X) X(config) X(socks) X(ports) X(listeners) X(stats)
+#define PIN_MAPS(X) X(config) X(socks) X(ports) X(listeners) X(doors) X(rings) X(routes) X(failed) X(stats)
 
-/* X(name, attach type): pinned as prog_NAME, called tp_NAME in the object; all attach to a cgroup. */
-#define PIN_PROGS(X)                                 \
+/* X(name, attach type): pinned as prog_NAME, called tp_NAME in the object, attached to a cgroup. */
+#define PIN_HOOKS(X)                                 \
 	X(connect4, BPF_CGROUP_INET4_CONNECT)        \
 	X(connect6, BPF_CGROUP_INET6_CONNECT)        \
 	X(sockops, BPF_CGROUP_SOCK_OPS)              \
 	X(getsockopt, BPF_CGROUP_GETSOCKOPT)         \
 	X(getpeername4, BPF_CGROUP_INET4_GETPEERNAME) \
 	X(getpeername6, BPF_CGROUP_INET6_GETPEERNAME) \
+	X(getsockname4, BPF_CGROUP_INET4_GETSOCKNAME) \
+	X(getsockname6, BPF_CGROUP_INET6_GETSOCKNAME) \
 	X(sock_release, BPF_CGROUP_INET_SOCK_RELEASE)
+
+/* X(name): pinned likewise, without a link: tproxyd attaches it to its listeners. */
+#define PIN_FILTERS(X) X(doorman)
 
 #endif

@@ -9,16 +9,6 @@
 #ifndef TPROXY_SOCKOPS_BPF_H
 #define TPROXY_SOCKOPS_BPF_H
 
-static __always_inline void port_key(struct tp_port_key *key, __u64 netns,
-				     const struct tp_endpoint *client, __u16 proxy_port)
-{
-	key->netns = netns;
-	__builtin_memcpy(key->ip, client->ip, sizeof(key->ip));
-	key->port = client->port;
-	key->proxy_port = proxy_port;
-	key->reserved = 0;
-}
-
 static __always_inline void record_free(__u64 cookie)
 {
 	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
@@ -35,6 +25,42 @@ static __always_inline void record_free(__u64 cookie)
 	}
 	bpf_map_delete_elem(&map_socks, &cookie);
 	COUNT(record_freed);
+}
+
+/*
+ * The upper bound of a held connect(). TCP_USER_TIMEOUT makes the kernel end the handshake with the
+ * ETIMEDOUT of its own; it is taken back when the handshake has succeeded. A client that has set one
+ * keeps its own.
+ */
+static __always_inline void connect_timeout_set(struct bpf_sock_ops *ctx, const struct tp_record *rec)
+{
+	struct tp_config *cfg = config_get();
+	__u32 slot = rec->slot;
+	int timeout = 0;
+
+	if (!cfg || slot >= TP_MAX_PROXIES || !cfg->proxies[slot].connect_timeout ||
+	    bpf_getsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout)) || timeout)
+		return;
+	timeout = cfg->proxies[slot].connect_timeout;
+	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout));
+}
+
+static __always_inline void connect_timeout_clear(struct bpf_sock_ops *ctx)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
+	struct tp_config *cfg = config_get();
+	int timeout = 0, none = 0;
+	__u32 slot;
+
+	if (!rec || !cfg)
+		return;
+	slot = rec->slot;
+	if (slot >= TP_MAX_PROXIES || !cfg->proxies[slot].connect_timeout ||
+	    bpf_getsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout)) ||
+	    timeout != (int)cfg->proxies[slot].connect_timeout)
+		return;
+	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &none, sizeof(none));
 }
 
 /* Client end. What matters is the family of the connection, not of the socket (v4-mapped). */
@@ -60,7 +86,18 @@ static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
 	port_key(&key, rec->netns, &src, rec->proxy_port);
 	if (bpf_map_update_elem(&map_ports, &key, &cookie, BPF_ANY))
 		COUNT(no_port_space);
+	connect_timeout_set(ctx, rec);
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+}
+
+/* Client end, on the way to CLOSE. One that never got in may have a tproxyd connecting for it. */
+static __always_inline void client_closed(struct bpf_sock_ops *ctx)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+
+	if (ctx->args[0] == BPF_TCP_SYN_SENT)
+		hold_gone(cookie);
+	record_free(cookie);
 }
 
 /* Accepted end, before accept() can return it. */

@@ -11,6 +11,8 @@
  * sock_release	the same for a client that never got as far as TCP_CONNECT.
  * getsockopt	SO_ORIGINAL_DST and the whole record, on the accepted end.
  * getpeername	the original destination, on the client end.
+ * getsockname	the address and port the server sees, on the client end, once tproxyd knows it.
+ * doorman	a filter on tproxyd's listeners: holds handshakes until the upstream is connected.
  *
  * Every entry point leaves at once, and counts why, what is not its business.
  */
@@ -27,12 +29,9 @@
 #include "maps.bpf.h"
 #include "addr.bpf.h"
 #include "connect.bpf.h"
+#include "doorman.bpf.h"
 #include "sockops.bpf.h"
 #include "sockopt.bpf.h"
-
-#ifndef SOCK_STREAM
-#define SOCK_STREAM 1
-#endif
 
 static __always_inline int is_tcp(struct bpf_sock_addr *ctx)
 {
@@ -56,7 +55,7 @@ int tp_connect4(struct bpf_sock_addr *ctx)
 	dst.port = bpf_ntohs(ctx->user_port);
 	verdict = connect_decide(ctx, cfg, &dst);
 	if (verdict != VERDICT_REDIRECT)
-		return connect_not_redirected(ctx, cfg, verdict);
+		return connect_not_redirected(ctx, cfg, &dst, verdict);
 	ctx->user_ip4 = LOOPBACK_V4;
 	ctx->user_port = bpf_htons(cfg->port);
 	return 1;
@@ -81,7 +80,7 @@ int tp_connect6(struct bpf_sock_addr *ctx)
 		dst.family = AF_INET;
 	verdict = connect_decide(ctx, cfg, &dst);
 	if (verdict != VERDICT_REDIRECT)
-		return connect_not_redirected(ctx, cfg, verdict);
+		return connect_not_redirected(ctx, cfg, &dst, verdict);
 	ctx->user_ip6[0] = 0;
 	ctx->user_ip6[1] = 0;
 	if (dst.family == AF_INET) {
@@ -102,12 +101,15 @@ int tp_sockops(struct bpf_sock_ops *ctx)
 	case BPF_SOCK_OPS_TCP_CONNECT_CB:
 		client_connecting(ctx);
 		break;
+	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
+		connect_timeout_clear(ctx);
+		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		proxy_accepted(ctx);
 		break;
 	case BPF_SOCK_OPS_STATE_CB:
 		if (ctx->args[1] == BPF_TCP_CLOSE)
-			record_free(bpf_get_socket_cookie(ctx));
+			client_closed(ctx);
 		break;
 	}
 	return 1; /* and ctx->reply as it is: other programs' tuning stands */
@@ -164,6 +166,43 @@ int tp_getpeername6(struct bpf_sock_addr *ctx)
 		COUNT(peername);
 	}
 	return 1;
+}
+
+SEC("cgroup/getsockname4")
+int tp_getsockname4(struct bpf_sock_addr *ctx)
+{
+	struct tp_record *rec = client_record(ctx);
+
+	if (rec && rec->local.family == AF_INET) {
+		ctx->user_ip4 = ip_v4(rec->local.ip);
+		ctx->user_port = bpf_htons(rec->local.port);
+		COUNT(sockname);
+	}
+	return 1;
+}
+
+SEC("cgroup/getsockname6")
+int tp_getsockname6(struct bpf_sock_addr *ctx)
+{
+	struct tp_record *rec = client_record(ctx);
+
+	if (rec && rec->local.family) {
+		const __be32 *w = (const __be32 *)rec->local.ip;
+
+		ctx->user_ip6[0] = w[0];
+		ctx->user_ip6[1] = w[1];
+		ctx->user_ip6[2] = w[2];
+		ctx->user_ip6[3] = w[3];
+		ctx->user_port = bpf_htons(rec->local.port);
+		COUNT(sockname);
+	}
+	return 1;
+}
+
+SEC("socket")
+int tp_doorman(struct __sk_buff *skb)
+{
+	return doorman(skb);
 }
 
 /* bpf_skc_to_tcp_sock is for GPL programs only; the dual licence of the file includes it. */

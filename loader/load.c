@@ -4,6 +4,7 @@
 #include <bpf/bpf.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <time.h>
 
 #include "set.h"
@@ -28,6 +29,9 @@ static int load_config(const struct object *obj, const struct settings *settings
 	};
 	__u32 zero = 0;
 
+	while (!config.grant)
+		if (getrandom(&config.grant, sizeof(config.grant), 0) != sizeof(config.grant))
+			return fail(f, -errno, "cannot get a random number: %m");
 	snprintf(config.name, sizeof(config.name), "%s", settings->common.name);
 	if (bpf_map_update_elem(object_map_fd(obj, PIN_MAP_config), &zero, &config, BPF_ANY))
 		return fail(f, -errno, "cannot write map_config: %m");
@@ -60,7 +64,7 @@ static int attach_all(struct undo *u, const struct object *obj, const struct cgr
 	char path[PATH_MAX + 80], file[64];
 
 	for (size_t c = 0; c < cgs->count; c++)
-		for (int i = 0; i < PIN_PROG_COUNT; i++) {
+		for (int i = 0; i < PIN_HOOK_COUNT; i++) {
 			enum pin_prog prog = set_attach_order[i];
 			int err;
 

@@ -112,7 +112,7 @@ static void report(const struct settings *set, const struct cgroups *cgs, const 
 			 cgs->items[i].path);
 	}
 	log_info("instance %s: %s; %d programs on %zu cgroup%s (%s), port %u, %s", set->common.name,
-		 done, PIN_PROG_COUNT, cgs->count, cgs->count == 1 ? "" : "s", where,
+		 done, PIN_HOOK_COUNT, cgs->count, cgs->count == 1 ? "" : "s", where,
 		 (unsigned int)set->port, policy_text(set->policy));
 }
 

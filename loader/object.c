@@ -73,7 +73,10 @@ int object_open(__u64 max_connections, struct object *ret, struct failure *f)
 	PIN_MAPS(X)
 #undef X
 #define X(n, type) ret->prog[PIN_PROG_##n] = skel->progs.tp_##n;
-	PIN_PROGS(X)
+	PIN_HOOKS(X)
+#undef X
+#define X(n) ret->prog[PIN_PROG_##n] = skel->progs.tp_##n;
+	PIN_FILTERS(X)
 #undef X
 	for (int m = 0; m < PIN_MAP_COUNT; m++) {
 		if (!object_map_sized(m))
@@ -122,7 +125,8 @@ static int names_check(const struct object *obj, struct failure *f)
 		__u32 len = sizeof(info);
 
 		if (bpf_obj_get_info_by_fd(object_map_fd(obj, m), &info, &len) ||
-		    strcmp(info.name, pin_maps[m].name) || !info.btf_id)
+		    strcmp(info.name, pin_maps[m].name) ||
+		    (!info.btf_id && info.type != BPF_MAP_TYPE_ARRAY_OF_MAPS)) /* has none, ever */
 			return fail(f, -EAGAIN,
 				    "the kernel did not take name and types of %s; try again",
 				    pin_maps[m].name);

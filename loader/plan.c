@@ -90,7 +90,7 @@ int plan_make(const struct settings *settings, const struct cgroups *cgs, const 
 
 	if (!set->exists) {
 		plan.fresh = true;
-		plan.attach = cgs->count * PIN_PROG_COUNT;
+		plan.attach = cgs->count * PIN_HOOK_COUNT;
 		*ret = plan;
 		return 0;
 	}
@@ -100,7 +100,7 @@ int plan_make(const struct settings *settings, const struct cgroups *cgs, const 
 	plan.reload = reload_reason(set, &plan);
 	plan.settings = config_differs(set->config, settings);
 	for (size_t c = 0; c < cgs->count; c++)
-		for (int p = 0; p < PIN_PROG_COUNT; p++)
+		for (int p = 0; p < PIN_HOOK_COUNT; p++)
 			plan.attach += !set_find_link(set, p, cgs->items[c].id);
 	plan.hold = plan_resizes(&plan);
 	for (size_t i = 0; i < set->count; i++) {

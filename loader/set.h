@@ -64,7 +64,7 @@ const char *set_side_path(const struct set *set, const char *file, char buf[PATH
  * The order in which programs are attached: those that redirect come last, when everything that a
  * redirected connection needs is in place. Detach in the reverse order.
  */
-extern const enum pin_prog set_attach_order[PIN_PROG_COUNT];
+extern const enum pin_prog set_attach_order[PIN_HOOK_COUNT];
 
 #define _cleanup_set_ _cleanup_(set_free)
 

@@ -28,7 +28,7 @@ static void pin_remove(struct removal *rm, const struct pin *pin)
 
 static void links_remove(struct removal *rm)
 {
-	for (int i = PIN_PROG_COUNT - 1; i >= 0; i--)
+	for (int i = PIN_HOOK_COUNT - 1; i >= 0; i--)
 		for (size_t n = 0; n < rm->set->count; n++) {
 			const struct pin *pin = &rm->set->pins[n];
 

@@ -165,7 +165,7 @@ static int links_add(struct upgrade *up)
 	char path[PATH_MAX], file[64];
 
 	for (size_t c = 0; c < up->cgs->count; c++)
-		for (int i = 0; i < PIN_PROG_COUNT; i++) {
+		for (int i = 0; i < PIN_HOOK_COUNT; i++) {
 			enum pin_prog prog = set_attach_order[i];
 			const struct cgroup *cg = &up->cgs->items[c];
 			int prog_fd, err;
@@ -201,7 +201,7 @@ static int links_remove(const struct upgrade *up)
 	char path[PATH_MAX];
 	int err = 0;
 
-	for (int o = PIN_PROG_COUNT - 1; o >= 0; o--)
+	for (int o = PIN_HOOK_COUNT - 1; o >= 0; o--)
 		for (size_t i = 0; i < up->set->count; i++) {
 			const struct pin *pin = &up->set->pins[i];
 

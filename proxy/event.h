@@ -15,6 +15,8 @@ enum event_type {
 	EVENT_LISTENER, /* slot: which one */
 	EVENT_CLIENT,	/* slot, generation: the session */
 	EVENT_UPSTREAM,
+	EVENT_HOLD, /* the doorman's ring */
+	EVENT_ROUTES,
 };
 
 static inline uint64_t event_pack(enum event_type type, uint32_t slot, uint32_t generation)

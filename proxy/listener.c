@@ -10,8 +10,11 @@
 #include <sys/socket.h>
 
 #include "endpoint.h"
+#include "hold.h"
 
 #define SELFTEST_TIMEOUT_MS 2000
+#define KEEPALIVE_IDLE_S     60
+#define KEEPALIVE_INTERVAL_S 10
 #define SELFTEST_PORT	    9
 
 /* The discard port here: should the connection not be redirected, it leaves the host in no case. */
@@ -31,16 +34,22 @@ static int listen_on(const struct tp_endpoint *where, uint16_t port)
 	struct sockaddr_storage addr;
 	int fd _cleanup_fd_ = -1;
 	socklen_t len;
-	int one = 1;
+	int one = 1, idle = KEEPALIVE_IDLE_S, interval = KEEPALIVE_INTERVAL_S;
 
 	ep.port = port;
 	endpoint_to_sockaddr(&ep, &addr, &len);
 	fd = socket(ep.family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
 	if (fd < 0)
 		return -errno;
-	/* Accepted sockets inherit TCP_NODELAY: without it a write-write-read client waits 40 ms. */
+	/*
+	 * Accepted sockets inherit these. Without TCP_NODELAY a write-write-read client waits 40 ms. The
+	 * keepalive, over loopback, finds a client whose reset was lost.
+	 */
 	if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) ||
 	    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) ||
+	    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one)) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle)) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval)) ||
 	    (ep.family == AF_INET6 &&
 	     setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one))) ||
 	    bind(fd, (struct sockaddr *)&addr, len) || listen(fd, INT32_MAX))
@@ -81,9 +90,17 @@ int listener_open(struct proxy *p, struct failure *f)
 	return 0;
 }
 
+struct tp_endpoint listener_address(const struct proxy *p, int family)
+{
+	struct tp_endpoint ep = loopback[family == AF_INET ? LISTENER_V4 : LISTENER_V6];
+
+	ep.port = p->port;
+	return ep;
+}
+
 static int mark_set(const struct proxy *p, int fd, enum tp_role role)
 {
-	struct tp_mark mark = {.role = role};
+	struct tp_mark mark = {.role = role, .slot = p->slot, .netns = p->netns};
 
 	return bpf_map_update_elem(p->instance.map[PIN_MAP_listeners], &fd, &mark, BPF_ANY) ? -errno :
 											       0;
@@ -138,6 +155,8 @@ int listener_register(struct proxy *p, struct failure *f)
 		return fail(f, -EUSERS, "instance %s has %d proxies registered already, the most it can "
 			    "have; stop one (tproxy status --name %s)", p->instance.name, TP_MAX_PROXIES,
 			    p->instance.name);
+	p->slot = slot - slots;
+	slot->connect_timeout = p->settings.hold ? p->settings.connect_timeout : 0;
 	slot->netns = p->netns;
 	__atomic_store_n(&slot->tgid, p->tgid, __ATOMIC_RELEASE);
 	return 0;
@@ -202,12 +221,16 @@ static int original_dst_is(int fd, const struct tp_endpoint *dst)
 static int accept_own(struct proxy *p, int listener, __u64 cookie,
 		      void (*accepted)(struct proxy *p, int fd))
 {
-	struct pollfd poller = {.fd = listener, .events = POLLIN};
+	struct pollfd polls[] = {{.fd = listener, .events = POLLIN}, {.fd = p->ring_fd, .events = POLLIN}};
 	struct tp_record rec;
 
-	while (poll(&poller, 1, SELFTEST_TIMEOUT_MS) > 0) {
-		int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	while (poll(polls, ARRAY_SIZE(polls), SELFTEST_TIMEOUT_MS) > 0) {
+		int fd;
 
+		hold_events(p);
+		fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+		if (fd < 0 && errno == EAGAIN)
+			continue;
 		if (fd < 0)
 			return -errno;
 		if (!listener_record(fd, &rec) && rec.cookie == cookie)

@@ -27,6 +27,9 @@ void listener_distrust(struct proxy *p);
 /* Closes the listeners and frees the slot in map_config. */
 void listener_close(struct proxy *p);
 
+/* Where the listener of a family is. */
+struct tp_endpoint listener_address(const struct proxy *p, int family);
+
 /* What the hooks know of an accepted connection. 0, or -ENOENT: nothing, so it is no client of ours. */
 int listener_record(int fd, struct tp_record *ret_record);
 

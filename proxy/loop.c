@@ -9,14 +9,15 @@
 #include <time.h>
 
 #include "event.h"
+#include "hold.h"
 #include "listener.h"
 #include "log.h"
+#include "routes.h"
 #include "session.h"
 
 #define BATCH	     256
 #define ACCEPT_BATCH 64
 #define RESUME_MS    100 /* how long accepting pauses when descriptors or slots ran out */
-#define FD_RESERVE   64	 /* for pipes, logs and libraries: never spent on sessions */
 #define LINGER_MS    100 /* clients that were redirected just before the mark went are still served */
 
 static uint64_t monotonic_ms(void)
@@ -77,13 +78,6 @@ void loop_free(struct proxy *p)
 	p->signals = fd_close(p->signals);
 }
 
-static int room_for_one(const struct proxy *p)
-{
-	uint64_t used = table_used(&p->table);
-
-	return used < p->table.slots && 2 * used + 2 * p->pipes.open + FD_RESERVE + 2 <= p->fd_limit;
-}
-
 static void out_of(struct proxy *p, const char *what)
 {
 	static struct log_limit limit = {.burst = 1, .interval_ms = 10000};
@@ -100,13 +94,16 @@ static void accept_batch(struct proxy *p, int listener)
 	for (int i = 0; i < ACCEPT_BATCH; i++) {
 		int fd;
 
-		if (!room_for_one(p)) {
+		if (!session_room(p)) {
 			out_of(p, "max-sessions or the descriptor limit is reached");
 			return;
 		}
 		fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 		if (fd >= 0) {
 			session_accepted(p, fd);
+			/* Whom we let in we know: without more of them there is nobody to ask for. */
+			if (p->ring && !p->table.lists[LIST_GRANTED].count)
+				return;
 			continue;
 		}
 		switch (errno) {
@@ -162,6 +159,12 @@ static void dispatch(struct proxy *p, const struct epoll_event *ev)
 		if (!p->resume_ms && p->listener[event_slot(datum)] >= 0)
 			accept_batch(p, p->listener[event_slot(datum)]);
 		break;
+	case EVENT_HOLD:
+		hold_events(p);
+		break;
+	case EVENT_ROUTES:
+		routes_event(p);
+		break;
 	case EVENT_CLIENT:
 	case EVENT_UPSTREAM:
 		s = table_find(&p->table, event_slot(datum), event_generation(datum));
@@ -191,8 +194,10 @@ static int drained(struct proxy *p)
 {
 	if (!p->drain_until)
 		return 0;
+	/* Those who were on their way in when the mark went still come in. */
 	if (p->listener[LISTENER_V4] >= 0 &&
-	    p->drain_until - p->settings.drain_timeout + LINGER_MS <= p->now_ms)
+	    p->drain_until - p->settings.drain_timeout + LINGER_MS <= p->now_ms &&
+	    !p->table.lists[LIST_HELD].count && !p->table.lists[LIST_GRANTED].count)
 		listener_close(p);
 	if (p->drain_until <= p->now_ms) {
 		listener_close(p);

@@ -6,10 +6,12 @@
 #include <systemd/sd-daemon.h>
 #include <time.h>
 
+#include "hold.h"
 #include "listener.h"
 #include "log.h"
 #include "loop.h"
 #include "opts.h"
+#include "routes.h"
 #include "session.h"
 
 enum { EXIT_OK, EXIT_FAILED, EXIT_USAGE };
@@ -20,13 +22,19 @@ static const struct opt options[] = {
 	OPT_COMMON,
 	{.name = "connect-timeout", .type = OPT_DURATION, .arg = "TIME",
 	 .offset = offsetof(struct settings, connect_timeout), .min = 1, .max = 3600000,
-	 .help = "give an upstream up to TIME to answer (default: 5s)"},
+	 .help = "give an upstream up to TIME (default: 5s; held clients: as long as they wait)"},
 	{.name = "drain-timeout", .type = OPT_DURATION, .arg = "TIME",
 	 .offset = offsetof(struct settings, drain_timeout), .min = 0, .max = 86400000,
 	 .help = "on SIGTERM let sessions go on for up to TIME (default: 30s)"},
 	{.name = "max-sessions", .type = OPT_UINT, .arg = "N",
 	 .offset = offsetof(struct settings, max_sessions), .min = 1, .max = TABLE_MAX_SLOTS,
 	 .help = "sessions at once; more wait in the backlog (default: 65536)"},
+	{.name = "hold", .type = OPT_CHOICE, .arg = "on|off",
+	 .choices = (const char *const[]){"off", "on", NULL}, .offset = offsetof(struct settings, hold),
+	 .help = "a client's connect() waits for its upstream and gets its errno (default: on)"},
+	{.name = "native-retry", .type = OPT_DURATION, .arg = "TIME",
+	 .offset = offsetof(struct settings, native_retry), .min = 0, .max = 60000,
+	 .help = "without hold, leave a failed destination alone for TIME (default: 3s; 0: never)"},
 	{.name = "log-level", .letter = 'l', .type = OPT_CHOICE, .arg = "LEVEL",
 	 .choices = log_levels, .offset = offsetof(struct settings, log_level),
 	 .help = "err, warning, notice, info or debug (default: info)"},
@@ -76,7 +84,7 @@ static int start(struct proxy *p, struct failure *f)
 
 	p->fd_limit = raise_fd_limit();
 	p->now_ms = now_ms();
-	err = instance_open(p->settings.common.name, 1U << PIN_MAP_listeners, &p->instance, f);
+	err = instance_open(p->settings.common.name, 1U << PIN_MAP_listeners | 1U << PIN_MAP_doors | 1U << PIN_MAP_rings | 1U << PIN_MAP_routes | 1U << PIN_MAP_failed, &p->instance, f);
 	if (!err)
 		err = table_init(&p->table, p->settings.max_sessions, f);
 	if (!err)
@@ -85,6 +93,10 @@ static int start(struct proxy *p, struct failure *f)
 		err = listener_register(p, f);
 	if (!err)
 		err = loop_init(p, f);
+	if (!err)
+		err = p->settings.hold ? hold_open(p, f) : 0;
+	if (!err)
+		err = p->settings.hold ? routes_open(p, f) : 0;
 	if (!err)
 		err = listener_trust(p, f);
 	if (!err)
@@ -100,13 +112,15 @@ static int start(struct proxy *p, struct failure *f)
 int main(int argc, char **argv)
 {
 	static struct proxy p = {
-		.settings = {.connect_timeout = 5000, .drain_timeout = 30000, .max_sessions = 65536,
-			     .log_level = 3, .log_sessions = 1},
+		.settings = {.drain_timeout = 30000, .max_sessions = 65536,
+			     .hold = 1, .native_retry = 3000, .log_level = 3, .log_sessions = 1},
 		.instance = INSTANCE_INIT,
 		.table.memfd = -1,
 		.epoll = -1,
 		.signals = -1,
 		.listener = {-1, -1},
+		.raw = {-1, -1},
+		.ring_fd = -1,
 	};
 	struct failure f = {{0}};
 	int next, err;
@@ -130,6 +144,8 @@ int main(int argc, char **argv)
 		log_error("%s", f.text);
 	listener_close(&p);
 	session_end_all(&p);
+	routes_close(&p);
+	hold_close(&p);
 	pipes_free(&p.pipes);
 	loop_free(&p);
 	table_free(&p.table);

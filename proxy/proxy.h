@@ -9,9 +9,13 @@
 #include "instance.h"
 #include "pipes.h"
 #include "settings.h"
+#include "endpoint.h"
 #include "table.h"
 
 enum { LISTENER_V4, LISTENER_V6, LISTENER_COUNT };
+
+struct ring_buffer;
+struct mnl_socket;
 
 struct proxy {
 	struct settings settings;
@@ -22,6 +26,11 @@ struct proxy {
 	int signals; /* signalfd */
 	int listener[LISTENER_COUNT]; /* -1 where the family is not to be had */
 	uint16_t port;
+	int raw[LISTENER_COUNT];      /* raw sockets that answer held clients; -1: hold is off */
+	struct ring_buffer *ring;     /* what the doorman delivers; NULL: hold is off */
+	int ring_fd;
+	struct mnl_socket *netlink; /* tells of changed routes; NULL: hold is off */
+	uint32_t slot; /* in map_config.proxies */
 	uint32_t tgid; /* as the kernel sees it; what is registered */
 	__u64 netns;
 	uint64_t fd_limit;

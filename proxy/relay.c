@@ -16,6 +16,8 @@
 #include "relay.h"
 
 #include <fcntl.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #define CHUNK	   (1U << 20) /* asked for in one splice; what a pipe holds bounds what comes */
@@ -56,6 +58,37 @@ static int drain(struct session *s, enum side from, struct pipes *pipes)
 	return 0;
 }
 
+void relay_urgent(struct session *s, enum side side)
+{
+	int one = 1;
+
+	/* In line, the urgent byte is read at its place in the stream. */
+	if (!(s->urgent & 1 << side))
+		setsockopt(s->fd[side], SOL_SOCKET, SO_OOBINLINE, &one, sizeof(one));
+	s->urgent |= 1 << side;
+}
+
+/*
+ * splice() stops short of an urgent byte as if nothing were there. With all before it delivered, it is
+ * passed on as what it is: looked at, sent, and only then taken, so that it is never in user space
+ * alone. 0, or -EAGAIN: not at the mark, or the destination is full.
+ */
+static int pass_urgent(struct session *s, enum side from)
+{
+	int at_mark = 0;
+	char byte;
+
+	if (ioctl(s->fd[from], SIOCATMARK, &at_mark) || !at_mark ||
+	    recv(s->fd[from], &byte, 1, MSG_PEEK | MSG_DONTWAIT) != 1)
+		return -EAGAIN;
+	if (send(s->fd[!from], &byte, 1, MSG_OOB | MSG_DONTWAIT | MSG_NOSIGNAL) != 1)
+		return -errno;
+	if (recv(s->fd[from], &byte, 1, MSG_DONTWAIT) != 1)
+		return -EAGAIN;
+	s->dir[from].bytes++;
+	return 0;
+}
+
 /* Source to pipe, which is empty. 0, -EAGAIN, or why no pipe could be had. */
 static int fill(struct session *s, enum side from, struct pipes *pipes)
 {
@@ -75,7 +108,9 @@ static int fill(struct session *s, enum side from, struct pipes *pipes)
 		return 0;
 	}
 	if (n < 0 && errno == EAGAIN)
-		return -EAGAIN;
+		return s->urgent & 1 << from ? pass_urgent(s, from) : -EAGAIN;
+	if (n < 0)
+		s->error = errno;
 	/* A socket reports its error once and plain EOF from then on: hence `broken`. */
 	d->source = n < 0 || s->broken & 1 << from ? SOURCE_RESET : SOURCE_FIN;
 	return 0;
@@ -100,14 +135,19 @@ enum relay_result relay_pump(struct session *s, enum side from, struct pipes *pi
 			return RELAY_RESET;
 		if (d->source == SOURCE_FIN) {
 			give_back(d, pipes);
-			shutdown(s->fd[!from], SHUT_WR);
 			d->shut = 1;
+			if (!s->dir[!from].shut) /* else the close() that follows sends it */
+				shutdown(s->fd[!from], SHUT_WR);
 			return RELAY_SHUT;
 		}
 		err = fill(s, from, pipes);
 		if (err == -EAGAIN) {
 			give_back(d, pipes);
 			return RELAY_WAIT;
+		}
+		if (err == -EPIPE || err == -ECONNRESET) { /* the destination, of an urgent byte */
+			s->broken |= 1 << !from;
+			return RELAY_RESET;
 		}
 		if (err)
 			return RELAY_STARVED;

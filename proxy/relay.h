@@ -17,6 +17,9 @@ enum relay_result {
 /* Moves what can be moved from fd[from] to the other side. */
 enum relay_result relay_pump(struct session *s, enum side from, struct pipes *pipes);
 
+/* A side announced urgent data (EPOLLPRI): from now on its mark is looked for. */
+void relay_urgent(struct session *s, enum side side);
+
 /* Gives the pipe of both directions back, with whatever is in them. */
 void relay_release(struct session *s, struct pipes *pipes);
 

@@ -10,31 +10,73 @@
  */
 #include "session.h"
 
+#include <bpf/bpf.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #include "endpoint.h"
 #include "event.h"
+#include "hold.h"
 #include "listener.h"
 #include "log.h"
 #include "relay.h"
 #include "sessionlog.h"
 
-#define RETRY_MS 100 /* when nothing else will say that descriptors are to be had again */
+#define FD_RESERVE 64	/* for pipes, logs and libraries: never spent on sessions */
+#define UNHELD_CONNECT_MS 5000
+#define HELD_MS	   600000 /* a held client whose giving up went unnoticed */
+#define RETRY_MS   100 /* when nothing else will say that descriptors are to be had again */
 
-static void finish(struct proxy *p, struct session *s, enum session_end end, int reset)
+void session_finish(struct proxy *p, struct session *s, enum session_end end, int reset)
 {
+	hold_forget(p, s);
+	if (s->list < LIST_RELAY)
+		session_init_directions(s);
 	s->end = end;
 	s->reset = reset;
 	table_move(&p->table, s, LIST_CLOSING);
 }
 
-static void finish_failed_connect(struct proxy *p, struct session *s, int err)
+/* The client of a failed upstream met a reset; if it tries again it meets the native error. */
+static void leave_alone(const struct proxy *p, const struct tp_record *client)
+{
+	struct tp_port_key key = {.netns = p->netns, .port = client->dst.port};
+	struct timespec now;
+	__u64 until;
+
+	if (!p->settings.native_retry)
+		return;
+	memcpy(key.ip, client->dst.ip, sizeof(key.ip));
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	until = now.tv_sec * 1000000000ULL + now.tv_nsec + p->settings.native_retry * 1000000;
+	bpf_map_update_elem(p->instance.map[PIN_MAP_failed], &key, &until, BPF_ANY);
+}
+
+static void connect_failed(struct proxy *p, struct session *s, int err)
+{
+	if (s->list == LIST_HELD) {
+		hold_refuse(p, s, err);
+		return;
+	}
+	s->error = err;
+	leave_alone(p, &s->client);
+	session_finish(p, s, END_CONNECT_FAILED, 1);
+}
+
+static void no_resources(struct proxy *p, struct session *s, int err)
 {
 	s->error = err;
-	finish(p, s, END_CONNECT_FAILED, 1);
+	session_finish(p, s, END_NO_RESOURCES, 1);
+}
+
+int session_room(const struct proxy *p)
+{
+	uint64_t used = table_used(&p->table);
+
+	return used < p->table.slots && 2 * used + 2 * p->pipes.open + FD_RESERVE + 2 <= p->fd_limit;
 }
 
 /* Makes the following close() send RST instead of FIN. */
@@ -45,10 +87,47 @@ static void close_will_reset(int fd)
 	setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
 }
 
+static int is_loopback(const struct tp_endpoint *ep)
+{
+	return ep->family == AF_INET ? ep->ip[12] == 127 : IN6_IS_ADDR_LOOPBACK(ep->ip);
+}
+
 static int is_ourselves(const struct proxy *p, const struct tp_endpoint *dst)
 {
-	return dst->port == p->port &&
-	       (dst->family == AF_INET ? dst->ip[12] == 127 : IN6_IS_ADDR_LOOPBACK(dst->ip));
+	return dst->port == p->port && is_loopback(dst);
+}
+
+/*
+ * The source that the client chose with bind() is the one the server sees. The port can be had a second
+ * time where both sockets have SO_REUSEADDR; the hook gives it to the client's, from Linux 6.1 on. Where
+ * it is not to be had the server sees another port.
+ */
+static int bind_as_client(int fd, const struct tp_record *client)
+{
+	struct tp_endpoint source = client->src;
+	struct sockaddr_storage addr;
+	socklen_t len;
+	int one = 1;
+
+	if (!(client->flags & (TP_RECORD_BOUND_ADDR | TP_RECORD_BOUND_PORT)))
+		return 0;
+	if (!(client->flags & TP_RECORD_BOUND_ADDR))
+		memset(source.ip + (source.family == AF_INET ? 12 : 0), 0,
+		       source.family == AF_INET ? 4 : 16);
+	if (client->flags & TP_RECORD_BOUND_PORT) {
+		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+		endpoint_to_sockaddr(&source, &addr, &len);
+		if (!bind(fd, (struct sockaddr *)&addr, len))
+			return 0;
+		if (errno != EADDRINUSE && errno != EACCES)
+			return -errno;
+	}
+	if (!(client->flags & TP_RECORD_BOUND_ADDR))
+		return 0;
+	source.port = 0;
+	endpoint_to_sockaddr(&source, &addr, &len);
+	setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
+	return bind(fd, (struct sockaddr *)&addr, len) ? -errno : 0;
 }
 
 /* 1: connected; 0: under way; or -errno. */
@@ -66,8 +145,17 @@ static int upstream_connect(struct session *s)
 	if (fd < 0)
 		return -errno;
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	if (s->client.mark)
+		setsockopt(fd, SOL_SOCKET, SO_MARK, &s->client.mark, sizeof(s->client.mark));
+	err = bind_as_client(fd, &s->client);
+	if (err)
+		return err;
 	err = connect(fd, (struct sockaddr *)&addr, len) ? errno : 0;
-	if (err && err != EINPROGRESS)
+	/* A handshake with this host is over by now, though the call was made before it was: asking again
+	 * saves a turn of the event loop, which is most of what it takes. */
+	if (err == EINPROGRESS && is_loopback(&s->client.dst))
+		err = connect(fd, (struct sockaddr *)&addr, len) ? errno : 0;
+	if (err && err != EINPROGRESS && err != EALREADY)
 		return -err;
 	s->fd[UPSTREAM] = TAKE_FD(fd);
 	return !err;
@@ -75,7 +163,10 @@ static int upstream_connect(struct session *s)
 
 static int watch(struct proxy *p, struct session *s, enum side side)
 {
-	return event_add(p->epoll, s->fd[side], EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+	if (side == UPSTREAM)
+		s->upstream_watched = 1;
+	return event_add(p->epoll, s->fd[side],
+			 EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET,
 			 event_pack(side == CLIENT ? EVENT_CLIENT : EVENT_UPSTREAM,
 				    table_slot(&p->table, s), s->generation));
 }
@@ -89,51 +180,6 @@ static void reset_unknown(int fd, const char *why)
 		log_warning("connection reset: %s (%u similar ones before it not logged)", why, missed);
 	close_will_reset(fd);
 	fd_close(fd);
-}
-
-void session_accepted(struct proxy *p, int fd)
-{
-	struct tp_record client;
-	struct session *s;
-	int r, err;
-
-	if (listener_record(fd, &client)) {
-		reset_unknown(fd, "it was made straight to the proxy's port, or its record has gone");
-		return;
-	}
-	s = table_take(&p->table, LIST_CONNECTING);
-	if (!s) {
-		reset_unknown(fd, "the session table is full; raise max-sessions");
-		return;
-	}
-	s->fd[CLIENT] = fd;
-	s->client = client;
-	s->start_ms = p->now_ms;
-	s->deadline_ms = p->now_ms + p->settings.connect_timeout;
-	if (is_ourselves(p, &client.dst)) {
-		finish(p, s, END_LOOP, 1);
-		return;
-	}
-	r = upstream_connect(s);
-	if (r == -EMFILE || r == -ENFILE || r == -ENOBUFS || r == -ENOMEM) {
-		s->error = -r;
-		finish(p, s, END_NO_RESOURCES, 1);
-		return;
-	}
-	if (r < 0) {
-		finish_failed_connect(p, s, -r);
-		return;
-	}
-	/* Armed after connect(): the first events then tell all that has happened so far. */
-	err = watch(p, s, CLIENT);
-	if (!err)
-		err = watch(p, s, UPSTREAM);
-	if (err) {
-		s->error = -err;
-		finish(p, s, END_NO_RESOURCES, 1);
-	} else if (r == 1) {
-		table_move(&p->table, s, LIST_RELAY);
-	}
 }
 
 static int socket_error(int fd)
@@ -170,7 +216,7 @@ static void relay(struct proxy *p, struct session *s, unsigned int sides)
 			/* What the broken end sent before it broke still goes to the other one. */
 			if (s->broken & 1 << !from)
 				relay_pump(s, !from, &p->pipes);
-			finish(p, s,
+			session_finish(p, s,
 			       (s->broken & 1 << CLIENT) || s->dir[CLIENT].source == SOURCE_RESET ?
 				       END_RESET_CLIENT :
 				       END_RESET_UPSTREAM,
@@ -179,9 +225,111 @@ static void relay(struct proxy *p, struct session *s, unsigned int sides)
 		}
 	}
 	if (s->dir[CLIENT].shut && s->dir[UPSTREAM].shut)
-		finish(p, s, END_CLOSED, 0);
+		session_finish(p, s, END_CLOSED, 0);
 	else if (list != s->list)
 		table_move(&p->table, s, list);
+}
+
+/* Connects the upstream of a new session. 1: connected; 0: under way; -1: the session is over. */
+static int begin(struct proxy *p, struct session *s)
+{
+	int r;
+
+	if (is_ourselves(p, &s->client.dst)) {
+		session_finish(p, s, END_LOOP, 1);
+		return -1;
+	}
+	r = upstream_connect(s);
+	if (r == -EMFILE || r == -ENFILE || r == -ENOBUFS || r == -ENOMEM)
+		no_resources(p, s, -r);
+	else if (r < 0)
+		connect_failed(p, s, -r);
+	return r < 0 ? -1 : r;
+}
+
+void session_held(struct proxy *p, const struct tp_record *client, const struct tp_syn *syn)
+{
+	struct session *s;
+	int r, err;
+
+	if (!session_room(p))
+		return;
+	s = table_take(&p->table, LIST_HELD);
+	s->client = *client;
+	s->syn = *syn;
+	s->start_ms = p->now_ms;
+	s->deadline_ms = p->now_ms + HELD_MS;
+	table_hash_add(&p->table, s);
+	r = begin(p, s);
+	if (r == 1) {
+		hold_grant(p, s);
+	} else if (r == 0) {
+		err = watch(p, s, UPSTREAM);
+		if (err)
+			no_resources(p, s, -err);
+	}
+}
+
+/* The client of a granted session has been accepted. */
+static void pair(struct proxy *p, struct session *s, int fd)
+{
+	int err;
+
+	hold_forget(p, s);
+	hold_accepted(fd);
+	session_init_directions(s);
+	s->fd[CLIENT] = fd;
+	table_move(&p->table, s, LIST_RELAY);
+	err = watch(p, s, CLIENT);
+	if (!err && !s->upstream_watched)
+		err = watch(p, s, UPSTREAM);
+	if (err)
+		no_resources(p, s, -err);
+	else if (s->early)
+		relay(p, s, 1 << UPSTREAM);
+}
+
+static void accepted_unheld(struct proxy *p, const struct tp_record *client, int fd)
+{
+	struct session *s = table_take(&p->table, LIST_CONNECTING);
+	int r, err;
+
+	if (!s) {
+		reset_unknown(fd, "the session table is full; raise max-sessions");
+		return;
+	}
+	s->fd[CLIENT] = fd;
+	s->client = *client;
+	s->start_ms = p->now_ms;
+	s->deadline_ms = p->now_ms + (p->settings.connect_timeout ?: UNHELD_CONNECT_MS);
+	session_init_directions(s);
+	r = begin(p, s);
+	if (r < 0)
+		return;
+	/* Armed after connect(): the first events then tell all that has happened so far. */
+	err = watch(p, s, CLIENT);
+	if (!err)
+		err = watch(p, s, UPSTREAM);
+	if (err)
+		no_resources(p, s, -err);
+	else if (r == 1)
+		table_move(&p->table, s, LIST_RELAY);
+}
+
+void session_accepted(struct proxy *p, int fd)
+{
+	struct tp_record client;
+	struct session *s;
+
+	if (listener_record(fd, &client)) {
+		reset_unknown(fd, "it was made straight to the proxy's port, or its record has gone");
+		return;
+	}
+	s = hold_find(p, client.cookie);
+	if (s && s->list == LIST_GRANTED && s->syn.seq == client.seq)
+		pair(p, s, fd);
+	else
+		accepted_unheld(p, &client, fd);
 }
 
 static void connecting_event(struct proxy *p, struct session *s, enum side side, uint32_t events)
@@ -191,14 +339,19 @@ static void connecting_event(struct proxy *p, struct session *s, enum side side,
 	if (side == CLIENT) {
 		/* FIN alone is no reason to give up: connect, write, close is a valid session. */
 		if (events & (EPOLLERR | EPOLLHUP))
-			finish(p, s, END_CLIENT_GAVE_UP, 1);
+			session_finish(p, s, END_CLIENT_GAVE_UP, 1);
 		return;
 	}
 	if (!(events & (EPOLLOUT | EPOLLERR | EPOLLHUP)))
 		return;
 	err = socket_error(s->fd[UPSTREAM]);
 	if (err) {
-		finish_failed_connect(p, s, err);
+		connect_failed(p, s, err);
+		return;
+	}
+	if (s->list == LIST_HELD) {
+		s->early = !!(events & ~EPOLLOUT);
+		hold_grant(p, s);
 		return;
 	}
 	table_move(&p->table, s, LIST_RELAY);
@@ -211,22 +364,28 @@ void session_event(struct proxy *p, struct session *s, enum side side, uint32_t 
 
 	if (s->list == LIST_CLOSING)
 		return;
-	if (s->list == LIST_CONNECTING) {
+	if (s->list == LIST_CONNECTING || s->list == LIST_HELD) {
 		connecting_event(p, s, side, events);
+		return;
+	}
+	if (s->list == LIST_GRANTED) {
+		s->early |= !!(events & ~EPOLLOUT);
 		return;
 	}
 	if (events & (EPOLLERR | EPOLLHUP)) {
 		/* After its FIN a socket is not read any more, so ask for the error it may have met. */
 		if (s->dir[side].source != SOURCE_OPEN && socket_error(s->fd[side])) {
 			s->broken |= 1 << side;
-			finish(p, s, side == CLIENT ? END_RESET_CLIENT : END_RESET_UPSTREAM, 1);
+			session_finish(p, s, side == CLIENT ? END_RESET_CLIENT : END_RESET_UPSTREAM, 1);
 			return;
 		}
 		sides = 1 << CLIENT | 1 << UPSTREAM;
 	}
-	if (events & (EPOLLIN | EPOLLRDHUP))
+	if (events & EPOLLPRI)
+		relay_urgent(s, side);
+	if (events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP))
 		sides |= 1 << side;
-	if (events & EPOLLOUT && s->dir[!side].queued)
+	if (events & EPOLLOUT && (s->dir[!side].queued || s->urgent & 1 << !side))
 		sides |= 1 << !side;
 	if (sides)
 		relay(p, s, sides);
@@ -246,29 +405,46 @@ void session_run_ready(struct proxy *p)
 	}
 }
 
+/* The lists whose sessions have deadlines; each is in the order of its deadlines. */
+static const enum session_list timed_lists[] = {LIST_HELD, LIST_GRANTED, LIST_REFUSED, LIST_CONNECTING};
+
 void session_expire(struct proxy *p)
 {
 	struct session *s;
 
-	while ((s = table_first(&p->table, LIST_CONNECTING)) && s->deadline_ms <= p->now_ms)
-		finish(p, s, END_CONNECT_TIMEOUT, 1);
+	for (size_t l = 0; l < ARRAY_SIZE(timed_lists); l++)
+		while ((s = table_first(&p->table, timed_lists[l])) && s->deadline_ms <= p->now_ms) {
+			if (s->list == LIST_CONNECTING) {
+				leave_alone(p, &s->client);
+				session_finish(p, s, END_CONNECT_TIMEOUT, 1);
+			} else {
+				hold_expired(p, s);
+			}
+		}
 }
 
 uint64_t session_next_deadline(const struct proxy *p)
 {
-	uint32_t slot = p->table.lists[LIST_CONNECTING].first;
-	uint64_t next = slot == NO_SLOT ? 0 : p->table.sessions[slot].deadline_ms;
+	uint64_t next = 0;
 
 	if (p->table.lists[LIST_READY].count)
 		return p->now_ms;
-	if (p->table.lists[LIST_STARVED].count && (!next || next > p->now_ms + RETRY_MS))
+	if (p->table.lists[LIST_STARVED].count)
 		next = p->now_ms + RETRY_MS;
+	for (size_t l = 0; l < ARRAY_SIZE(timed_lists); l++) {
+		uint32_t slot = p->table.lists[timed_lists[l]].first;
+		uint64_t t = slot == NO_SLOT ? 0 : p->table.sessions[slot].deadline_ms;
+
+		if (t && (!next || t < next))
+			next = t;
+	}
 	return next;
 }
 
 void session_end_all(struct proxy *p)
 {
-	static const enum session_list open_lists[] = {LIST_CONNECTING, LIST_RELAY, LIST_READY,
+	static const enum session_list open_lists[] = {LIST_HELD,	LIST_GRANTED, LIST_REFUSED,
+						       LIST_CONNECTING, LIST_RELAY,   LIST_READY,
 						       LIST_STARVED};
 	struct session *s;
 
@@ -276,7 +452,7 @@ void session_end_all(struct proxy *p)
 		return; /* start-up failed before there was a table */
 	for (size_t l = 0; l < ARRAY_SIZE(open_lists); l++)
 		while ((s = table_first(&p->table, open_lists[l])))
-			finish(p, s, END_DRAINED, 1);
+			session_finish(p, s, END_DRAINED, 1);
 	session_reap(p);
 }
 

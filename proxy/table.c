@@ -7,6 +7,7 @@
 int table_init(struct table *t, uint32_t slots, struct failure *f)
 {
 	size_t size = (size_t)slots * sizeof(struct session);
+	uint32_t buckets = 1;
 	int fd _cleanup_fd_ = memfd_create("tproxyd-sessions", MFD_CLOEXEC);
 	void *p;
 
@@ -17,7 +18,14 @@ int table_init(struct table *t, uint32_t slots, struct failure *f)
 	if (p == MAP_FAILED)
 		return fail(f, -errno, "cannot map a table of %u sessions: %m; lower max-sessions",
 			    slots);
+	while (buckets < slots)
+		buckets *= 2;
 	*t = (struct table){.memfd = TAKE_FD(fd), .slots = slots, .sessions = p};
+	/* Calloced, so untouched buckets cost nothing: entries are slot + 1. */
+	t->buckets = calloc(buckets, sizeof(*t->buckets));
+	t->bucket_mask = buckets - 1;
+	if (!t->buckets)
+		return fail(f, -ENOMEM, "out of memory");
 	for (int l = 0; l < LIST_COUNT; l++)
 		t->lists[l] = (struct list_head){NO_SLOT, NO_SLOT, 0};
 	return 0;
@@ -28,6 +36,8 @@ void table_free(struct table *t)
 	if (t->sessions)
 		munmap(t->sessions, (size_t)t->slots * sizeof(struct session));
 	t->memfd = fd_close(t->memfd);
+	free(t->buckets);
+	t->buckets = NULL;
 	t->sessions = NULL;
 }
 
@@ -77,8 +87,8 @@ struct session *table_take(struct table *t, enum session_list list)
 	*s = (struct session){
 		.generation = generation,
 		.fd = {-1, -1},
-		.dir = {{.pipe = NO_PIPE}, {.pipe = NO_PIPE}},
 	};
+	session_init_directions(s);
 	append(t, s, list);
 	return s;
 }
@@ -111,4 +121,41 @@ struct session *table_find(struct table *t, uint32_t slot, uint32_t generation)
 uint32_t table_used(const struct table *t)
 {
 	return t->touched - t->lists[LIST_FREE].count;
+}
+
+/* Socket cookies count up: a multiplication spreads them. */
+static uint32_t *bucket_of(struct table *t, __u64 cookie)
+{
+	return &t->buckets[(cookie * 0x9e3779b97f4a7c15ULL >> 32) & t->bucket_mask];
+}
+
+void table_hash_add(struct table *t, struct session *s)
+{
+	uint32_t *bucket = bucket_of(t, s->client.cookie);
+
+	s->hash_next = *bucket;
+	s->hashed = 1;
+	*bucket = table_slot(t, s) + 1;
+}
+
+void table_hash_remove(struct table *t, struct session *s)
+{
+	uint32_t *link;
+
+	if (!s->hashed)
+		return;
+	for (link = bucket_of(t, s->client.cookie); *link; link = &table_at(t, *link - 1)->hash_next)
+		if (*link - 1 == table_slot(t, s)) {
+			*link = s->hash_next;
+			break;
+		}
+	s->hashed = 0;
+}
+
+struct session *table_by_cookie(struct table *t, __u64 cookie)
+{
+	for (uint32_t i = *bucket_of(t, cookie); i; i = table_at(t, i - 1)->hash_next)
+		if (table_at(t, i - 1)->client.cookie == cookie)
+			return table_at(t, i - 1);
+	return NULL;
 }

@@ -21,7 +21,10 @@
 
 enum session_list {
 	LIST_FREE,
-	LIST_CONNECTING, /* waiting for the upstream handshake, oldest first */
+	LIST_HELD,	 /* the client's handshake is held, the upstream's under way; oldest first */
+	LIST_GRANTED,	 /* upstream connected, client let in, not accepted yet; oldest first */
+	LIST_REFUSED,	 /* upstream failed, the client is being told; oldest first */
+	LIST_CONNECTING, /* accepted at once (not held), the upstream's handshake under way; oldest first */
 	LIST_RELAY,	 /* relaying; nothing to do until an event comes */
 	LIST_READY,	 /* relaying; was interrupted for fairness, goes on in this turn */
 	LIST_STARVED,	 /* relaying; bytes wait for a pipe, oldest first */
@@ -64,14 +67,22 @@ struct session {
 	uint32_t prev, next; /* in its list */
 	uint8_t list;	     /* enum session_list */
 	uint8_t end;	     /* enum session_end, once closing */
-	uint8_t broken;	     /* bit 1 << side: that socket has reported an error */
-	uint8_t reset;	     /* close both ends with RST */
+	uint8_t broken : 2;  /* bit 1 << side: that socket has reported an error */
+	uint8_t reset : 1;   /* close both ends with RST */
+	uint8_t hashed : 1;
+	uint8_t early : 1;   /* the upstream spoke before the client was accepted */
+	uint8_t upstream_watched : 1;
+	uint8_t urgent : 2;  /* bit 1 << side: that side has sent urgent data */
+	uint8_t tries;        /* how often the client was sent its error */
 	int32_t fd[2];	     /* by enum side; -1 where there is none */
 	int32_t error;	     /* errno of a failed connect */
-	uint32_t reserved;
+	uint32_t hash_next;  /* held ones are found by their client's cookie */
 	uint64_t start_ms;    /* CLOCK_MONOTONIC */
 	uint64_t deadline_ms; /* of its list, 0: none */
-	struct direction dir[2]; /* by the side that sends */
+	union {
+		struct direction dir[2]; /* by the side that sends; once relaying */
+		struct tp_syn syn;	 /* while held */
+	};
 	struct tp_record client;
 };
 
@@ -87,6 +98,8 @@ struct table {
 	uint32_t touched; /* slots below have been used: memory follows the peak, not the limit */
 	struct list_head lists[LIST_COUNT];
 	struct session *sessions;
+	uint32_t *buckets; /* first slot by hash of the client's cookie */
+	uint32_t bucket_mask;
 };
 
 int table_init(struct table *t, uint32_t slots, struct failure *f);
@@ -113,6 +126,17 @@ struct session *table_first(struct table *t, enum session_list list);
 
 /* The session that {slot, generation} refers to, or NULL if that one has gone. */
 struct session *table_find(struct table *t, uint32_t slot, uint32_t generation);
+
+/* Enters a session under its client's cookie, finds and removes it. */
+void table_hash_add(struct table *t, struct session *s);
+void table_hash_remove(struct table *t, struct session *s);
+struct session *table_by_cookie(struct table *t, __u64 cookie);
+
+/* Makes the union in a session ready for relaying. */
+static inline void session_init_directions(struct session *s)
+{
+	s->dir[CLIENT] = s->dir[UPSTREAM] = (struct direction){.pipe = NO_PIPE};
+}
 
 /* Sessions that are not free. */
 uint32_t table_used(const struct table *t);

@@ -193,7 +193,7 @@ static int check_foreign(json_t *findings, const char *what, const char *path, c
 
 	if (fd < 0)
 		return 0;
-	for (int p = 0; p < PIN_PROG_COUNT; p++) {
+	for (int p = 0; p < PIN_HOOK_COUNT; p++) {
 		__u32 ids[MAX_PROGRAMS], count = MAX_PROGRAMS;
 
 		if (bpf_prog_query(fd, pin_progs[p].attach_type, BPF_F_QUERY_EFFECTIVE, NULL, ids,

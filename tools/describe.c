@@ -116,6 +116,8 @@ static json_t *missing_pins(const char *name, const struct hook_link *links, siz
 	for (int p = 0; p < PIN_PROG_COUNT; p++) {
 		if (!pinned(name, pin_progs[p].pin))
 			tree_add(missing, tree_string(pin_progs[p].pin));
+		if (p >= PIN_HOOK_COUNT)
+			continue;
 		if (!json_array_size(cgroups)) {
 			snprintf(pin, sizeof(pin), PIN_LINK_PREFIX "%s", pin_progs[p].name);
 			tree_add(missing, tree_string(pin));

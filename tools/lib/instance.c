@@ -23,6 +23,22 @@
 #define listeners_VALUE sizeof(struct tp_mark)
 #define listeners_TYPE	BPF_MAP_TYPE_SK_STORAGE
 
+#define doors_KEY   sizeof(__u64)
+#define doors_VALUE sizeof(struct tp_door)
+#define doors_TYPE  BPF_MAP_TYPE_LRU_HASH
+
+#define failed_KEY   sizeof(struct tp_port_key)
+#define failed_VALUE sizeof(__u64)
+#define failed_TYPE  BPF_MAP_TYPE_LRU_HASH
+
+#define rings_KEY   sizeof(__u32)
+#define rings_VALUE sizeof(__u32)
+#define rings_TYPE  BPF_MAP_TYPE_ARRAY_OF_MAPS
+
+#define routes_KEY   sizeof(struct tp_route_key)
+#define routes_VALUE sizeof(__u32)
+#define routes_TYPE  BPF_MAP_TYPE_LPM_TRIE
+
 #define stats_KEY   sizeof(__u32)
 #define stats_VALUE sizeof(struct tp_stats)
 #define stats_TYPE  BPF_MAP_TYPE_PERCPU_ARRAY
@@ -35,7 +51,10 @@ const struct pin_map_def pin_maps[PIN_MAP_COUNT] = {
 
 const struct pin_prog_def pin_progs[PIN_PROG_COUNT] = {
 #define X(n, type) {#n, PIN_PROG_PREFIX #n, "tp_" #n, type},
-	PIN_PROGS(X)
+	PIN_HOOKS(X)
+#undef X
+#define X(n) {#n, PIN_PROG_PREFIX #n, "tp_" #n, 0},
+	PIN_FILTERS(X)
 #undef X
 };
 
@@ -103,6 +122,17 @@ int instance_open_map(const char *name, const char *suffix, enum pin_map map, st
 			    "%u+%u); load the hooks that came with this program: tproxy-load --name %s",
 			    path, info.key_size, info.value_size, def->key_size, def->value_size, name);
 	return TAKE_FD(fd);
+}
+
+int instance_open_doorman(const char *name, struct failure *f)
+{
+	char path[PATH_MAX];
+	int fd = bpf_obj_get(instance_pin(name, PIN_PROG_PREFIX "doorman", path));
+
+	if (fd < 0)
+		return fail(f, -errno, "cannot open %s: %m; load the hooks with: tproxy-load --name %s",
+			    path, name);
+	return fd;
 }
 
 static int config_map(struct instance *inst, struct failure *f)

@@ -24,7 +24,12 @@ enum pin_map {
 
 enum pin_prog {
 #define X(name, type) PIN_PROG_##name,
-	PIN_PROGS(X)
+	PIN_HOOKS(X)
+#undef X
+	PIN_HOOK_COUNT,
+	PIN_PROG_before_filters = PIN_HOOK_COUNT - 1,
+#define X(name) PIN_PROG_##name,
+	PIN_FILTERS(X)
 #undef X
 	PIN_PROG_COUNT
 };
@@ -41,7 +46,7 @@ struct pin_prog_def {
 	const char *name; /* without prefix: connect4 ... */
 	const char *pin;  /* file name: prog_connect4 ... */
 	const char *object; /* function in the BPF object: tp_connect4 ... */
-	enum bpf_attach_type attach_type;
+	enum bpf_attach_type attach_type; /* of hooks: those below PIN_HOOK_COUNT */
 };
 
 extern const struct pin_map_def pin_maps[PIN_MAP_COUNT];
@@ -79,6 +84,9 @@ void instance_close(struct instance *inst);
 
 /* Opens one pinned map and checks it is what our table says. Returns an fd or -errno. */
 int instance_open_map(const char *name, const char *suffix, enum pin_map map, struct failure *f);
+
+/* Opens the pinned doorman, which is a program without a link. Returns an fd or -errno. */
+int instance_open_doorman(const char *name, struct failure *f);
 
 /* Calls cb for each directory of bpffs that holds a map_config or any other pin of ours. Returns the
  * first non-zero result of cb, 0, or -errno. */

@@ -14,7 +14,7 @@ int link_name_parse(const char *file, enum pin_prog *ret_prog, uint64_t *ret_cgr
 	if (strncmp(file, PIN_LINK_PREFIX, len))
 		return -EINVAL;
 	file += len;
-	for (int p = 0; p < PIN_PROG_COUNT; p++) {
+	for (int p = 0; p < PIN_HOOK_COUNT; p++) {
 		const char *rest = file + strlen(pin_progs[p].name);
 		uint64_t id;
 

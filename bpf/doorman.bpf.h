@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The doorman: a filter on tproxyd's listeners that holds the first packet of a client's handshake
+ * (see struct tp_event). Only packets to that listener pass through it.
+ */
+#ifndef TPROXY_DOORMAN_BPF_H
+#define TPROXY_DOORMAN_BPF_H
+
+#define PACKET_PASS ((int)0x7fffffff) /* a filter returns how many bytes to keep */
+#define PACKET_DROP 0
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+struct ipv4_head {
+	__u8 ihl : 4, version : 4;
+	__u8 tos;
+	__be16 len, id, frag;
+	__u8 ttl, protocol;
+	__sum16 check;
+	__be32 saddr, daddr;
+};
+
+struct ipv6_head {
+	__u8 version_class[4];
+	__be16 len;
+	__u8 next, hops;
+	__be32 saddr[4], daddr[4];
+};
+
+struct tcp_head {
+	__be16 source, dest;
+	__be32 seq, ack;
+	__u8 offset; /* upper four bits, in words */
+	__u8 flags;
+	__be16 window;
+	__sum16 check;
+	__be16 urgent;
+};
+
+/* Reads the client's address and the offset of the TCP header from the IP header. 0, or -1: not TCP without extension
+ * headers, so not from a TCP socket of this host. */
+static __always_inline int packet_client(struct __sk_buff *skb, struct tp_endpoint *client,
+					 __u32 *ret_tcp)
+{
+	struct ipv4_head v4;
+	struct ipv6_head v6;
+
+	if (skb->protocol == bpf_htons(0x0800)) {
+		if (bpf_skb_load_bytes_relative(skb, 0, &v4, sizeof(v4), BPF_HDR_START_NET) ||
+		    v4.protocol != IPPROTO_TCP)
+			return -1;
+		client->family = AF_INET;
+		ip_set_v4(client->ip, v4.saddr);
+		*ret_tcp = v4.ihl * 4;
+		return 0;
+	}
+	if (bpf_skb_load_bytes_relative(skb, 0, &v6, sizeof(v6), BPF_HDR_START_NET) ||
+	    v6.next != IPPROTO_TCP)
+		return -1;
+	client->family = AF_INET6;
+	ip_set_v6(client->ip, v6.saddr[0], v6.saddr[1], v6.saddr[2], v6.saddr[3]);
+	*ret_tcp = sizeof(v6);
+	return 0;
+}
+
+static __always_inline int syn_copy(struct __sk_buff *skb, __u32 tcp_offset,
+				    const struct tcp_head *tcp, struct tp_syn *syn)
+{
+	__u32 len = (tcp->offset >> 4) * 4 - sizeof(*tcp);
+
+	syn->seq = bpf_ntohl(tcp->seq);
+	syn->window = bpf_ntohs(tcp->window);
+	syn->flags = tcp->flags;
+	syn->options_len = len;
+	__builtin_memset(syn->options, 0, sizeof(syn->options));
+	if (len == 0)
+		return 0;
+	if (!len_bound(&len, 1, sizeof(syn->options)))
+		return -1;
+	return bpf_skb_load_bytes_relative(skb, tcp_offset + sizeof(*tcp), syn->options, len,
+					   BPF_HDR_START_NET);
+}
+
+/*
+ * The record of the client that sent the packet. The client may have been sent to an earlier listener on
+ * this port: whose it is now is noted.
+ */
+static __always_inline struct tp_record *packet_record(struct __sk_buff *skb,
+						       const struct tp_endpoint *client)
+{
+	__u64 listener = bpf_get_socket_cookie(skb), *cookie;
+	struct tp_door *door = bpf_map_lookup_elem(&map_doors, &listener);
+	struct tp_port_key key;
+	struct tp_record *rec;
+
+	if (!door)
+		return NULL;
+	port_key(&key, door->netns, client, door->proxy_port);
+	cookie = bpf_map_lookup_elem(&map_ports, &key);
+	rec = cookie ? bpf_map_lookup_elem(&map_socks, cookie) : NULL;
+	if (rec)
+		rec->slot = door->slot;
+	return rec;
+}
+
+static __always_inline void *record_ring(const struct tp_record *rec)
+{
+	__u32 slot = rec->slot;
+
+	return bpf_map_lookup_elem(&map_rings, &slot);
+}
+
+/* A SYN that tproxyd sent again: takes the server's view of the client off it. */
+static __always_inline int granted(struct __sk_buff *skb, __u32 tcp_offset,
+				   const struct tcp_head *tcp, const struct tp_endpoint *client)
+{
+	struct tp_record *rec = packet_record(skb, client);
+	__u32 header = (tcp->offset >> 4) * 4;
+	struct tp_grant grant;
+
+	/* The socket may have given up and be at another attempt, which this is not for. */
+	if (!rec || rec->seq != bpf_ntohl(tcp->seq) ||
+	    bpf_skb_load_bytes_relative(skb, tcp_offset + header, &grant, sizeof(grant),
+					BPF_HDR_START_NET)) {
+		COUNT(hold_malformed);
+		return PACKET_DROP;
+	}
+	rec->local = grant.local;
+	return header;
+}
+
+static __always_inline int hold(struct __sk_buff *skb, __u32 tcp_offset, const struct tcp_head *tcp,
+				const struct tp_endpoint *client)
+{
+	struct tp_record *rec = packet_record(skb, client);
+	struct tp_event_syn *event;
+	void *ring;
+
+	if (!rec) {
+		COUNT(hold_unknown);
+		return PACKET_PASS;
+	}
+	ring = record_ring(rec);
+	if (!ring)
+		return PACKET_PASS; /* tproxyd does not want to hold */
+	rec->seq = bpf_ntohl(tcp->seq);
+	event = bpf_ringbuf_reserve(ring, sizeof(*event), 0);
+	if (!event) {
+		COUNT(hold_no_space);
+		return PACKET_DROP;
+	}
+	event->type = TP_EVENT_SYN;
+	event->reserved = 0;
+	event->client = *rec;
+	if (syn_copy(skb, tcp_offset, tcp, &event->syn)) {
+		bpf_ringbuf_discard(event, 0);
+		COUNT(hold_malformed);
+		return PACKET_DROP;
+	}
+	bpf_ringbuf_submit(event, 0);
+	COUNT(held);
+	return PACKET_DROP;
+}
+
+/*
+ * A connection moves from its request to its own socket in two steps, and a packet that is processed
+ * on another CPU just then finds neither, but the listener, which would answer with a reset (before
+ * Linux 6.19). Clients that we let in are exposed to it: their handshake is completed on tproxyd's CPU,
+ * and they wake up and write on their own. So anything but a handshake that gets as far as the
+ * listener is taken and sent again by tproxyd, after the handshake that it is busy with.
+ */
+static __always_inline int stray_deliver(struct __sk_buff *skb, const struct tp_endpoint *client,
+					 void *ring, __u32 max)
+{
+	struct tp_event_stray *event;
+	__u32 len;
+
+	event = bpf_ringbuf_reserve(ring, offsetof(struct tp_event_stray, segment) + max, 0);
+	if (!event) {
+		COUNT(hold_no_space);
+		return PACKET_DROP;
+	}
+	len = skb->len; /* only now, see len_bound() */
+	if (!len_bound(&len, sizeof(struct tcp_head), max)) {
+		bpf_ringbuf_discard(event, 0);
+		return PACKET_DROP; /* the client sends it again by itself */
+	}
+	if (bpf_skb_load_bytes(skb, 0, event->segment, len)) { /* from the TCP header on */
+		bpf_ringbuf_discard(event, 0);
+		COUNT(hold_malformed);
+		return PACKET_DROP;
+	}
+	event->type = TP_EVENT_STRAY;
+	event->len = len;
+	event->client = *client;
+	bpf_ringbuf_submit(event, 0);
+	COUNT(hold_stray);
+	return PACKET_DROP;
+}
+
+static __always_inline int stray(struct __sk_buff *skb, const struct tp_endpoint *client)
+{
+	struct tp_record *rec = packet_record(skb, client);
+	void *ring = rec ? record_ring(rec) : NULL;
+
+	if (!ring)
+		return PACKET_PASS;
+	if (skb->len <= TP_STRAY_SMALL) /* the size of a reservation has to be a constant */
+		return stray_deliver(skb, client, ring, TP_STRAY_SMALL);
+	return stray_deliver(skb, client, ring, TP_STRAY_MAX);
+}
+
+static __always_inline int doorman(struct __sk_buff *skb)
+{
+	struct tp_endpoint client = {};
+	__u32 offset;
+	struct tp_config *cfg;
+	struct tcp_head tcp;
+
+	if (packet_client(skb, &client, &offset) ||
+	    bpf_skb_load_bytes_relative(skb, offset, &tcp, sizeof(tcp), BPF_HDR_START_NET)) {
+		COUNT(hold_malformed);
+		return PACKET_DROP;
+	}
+	cfg = config_get();
+	if (!cfg)
+		return PACKET_PASS;
+	client.port = bpf_ntohs(tcp.source);
+	if ((tcp.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN)
+		return skb->mark == cfg->grant ? granted(skb, offset, &tcp, &client)
+					       : hold(skb, offset, &tcp, &client);
+	if (skb->mark == cfg->grant ||
+	    (!(tcp.flags & (TCP_RST | TCP_FIN)) && skb->len == (tcp.offset >> 4) * 4))
+		return PACKET_PASS;
+	return stray(skb, &client);
+}
+
+/* A client that tproxyd may be connecting for has gone. */
+static __always_inline void hold_gone(__u64 cookie)
+{
+	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
+	struct tp_event_gone *event;
+	void *ring;
+
+	if (!rec)
+		return;
+	ring = record_ring(rec);
+	if (!ring)
+		return;
+	event = bpf_ringbuf_reserve(ring, sizeof(*event), 0);
+	if (!event)
+		return; /* the deadline of the hold finds out */
+	event->type = TP_EVENT_GONE;
+	event->reserved = 0;
+	event->cookie = cookie;
+	bpf_ringbuf_submit(event, 0);
+}
+
+#endif

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: BSD-2-Clause
+/*
+ * Theory of operation
+ *
+ *	doorman: SYN  -> LIST_HELD, upstream connecting
+ *	upstream connected  -> the SYN is sent again with the grant: LIST_GRANTED
+ *	accept()	    -> session_accepted() pairs it by cookie: relay
+ *	upstream failed	    -> reset or ICMP error to the client: LIST_REFUSED
+ *	doorman: STRAY	    -> sent again, see there
+ *	doorman: GONE	    -> the client's socket left SYN_SENT for CLOSE: it gave up, or met the error
+ *
+ * Nothing here is the only copy of anything: a lost event or packet is replaced when the client's own
+ * timer sends its SYN again. An ICMP error that arrives while the client is still inside connect(),
+ * with the socket locked, is only noted by the kernel: it is sent again until the client has gone.
+ */
+#include "hold.h"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <netinet/in.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "event.h"
+#include "listener.h"
+#include "packet.h"
+#include "session.h"
+
+#define RESEND_MS  2	 /* between two tries to deliver an error */
+#define RESEND_MAX 10	 /* tries; the client's next SYN brings more */
+#define GRANTED_MS 10000 /* a granted client that is not accepted by then has gone unnoticed */
+
+static struct packet_flow flow_of(const struct proxy *p, const struct tp_endpoint *client)
+{
+	return (struct packet_flow){.client = *client,
+				    .listener = listener_address(p, client->family)};
+}
+
+/* Raw sockets send to where the packet's own header says; the address only selects the route. A packet
+ * that does not get out is made up for by the client's next SYN. */
+static void send_packet(const struct proxy *p, const struct tp_endpoint *to, const uint8_t *packet,
+			size_t len)
+{
+	int v4 = to->family == AF_INET;
+	struct tp_endpoint host = *to;
+	struct sockaddr_storage addr;
+	socklen_t addr_len;
+
+	host.port = 0;
+	endpoint_to_sockaddr(&host, &addr, &addr_len);
+	(void)!sendto(p->raw[v4 ? LISTENER_V4 : LISTENER_V6], packet, len, MSG_DONTWAIT,
+		      (struct sockaddr *)&addr, addr_len);
+}
+
+static void send_grant(struct proxy *p, const struct tp_record *client, const struct tp_syn *syn)
+{
+	struct packet_flow flow = flow_of(p, &client->src);
+	struct tp_grant grant = {.local = client->local};
+	uint8_t packet[PACKET_MAX];
+	size_t len = packet_syn(&flow, syn, &grant, packet);
+
+	send_packet(p, &flow.listener, packet, len);
+}
+
+static void send_error(struct proxy *p, const struct session *s)
+{
+	struct packet_flow flow = flow_of(p, &s->client.src);
+	uint8_t packet[PACKET_MAX];
+	int exact;
+	size_t len = packet_error(&flow, s->syn.seq, s->error, packet, &exact);
+
+	send_packet(p, &flow.client, packet, len);
+}
+
+struct session *hold_find(struct proxy *p, __u64 cookie)
+{
+	return table_by_cookie(&p->table, cookie);
+}
+
+void hold_accepted(int fd)
+{
+	int unused = 0;
+
+	setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &unused, sizeof(unused));
+}
+
+void hold_forget(struct proxy *p, struct session *s)
+{
+	table_hash_remove(&p->table, s);
+}
+
+void hold_grant(struct proxy *p, struct session *s)
+{
+	struct sockaddr_storage addr;
+	socklen_t len = sizeof(addr);
+
+	if (!getsockname(s->fd[UPSTREAM], (struct sockaddr *)&addr, &len))
+		endpoint_from_sockaddr((struct sockaddr *)&addr, &s->client.local);
+	s->deadline_ms = p->now_ms + GRANTED_MS;
+	table_move(&p->table, s, LIST_GRANTED);
+	send_grant(p, &s->client, &s->syn);
+}
+
+void hold_refuse(struct proxy *p, struct session *s, int error)
+{
+	s->fd[UPSTREAM] = fd_close(s->fd[UPSTREAM]);
+	s->error = error;
+	s->tries = 1;
+	s->deadline_ms = p->now_ms + RESEND_MS;
+	table_move(&p->table, s, LIST_REFUSED);
+	send_error(p, s);
+}
+
+void hold_expired(struct proxy *p, struct session *s)
+{
+	switch (s->list) {
+	case LIST_REFUSED:
+		if (s->tries++ < RESEND_MAX) {
+			s->deadline_ms = p->now_ms + RESEND_MS;
+			table_move(&p->table, s, LIST_REFUSED);
+			send_error(p, s);
+		} else {
+			session_finish(p, s, END_CONNECT_FAILED, 1);
+		}
+		break;
+	default:
+		session_finish(p, s, END_CLIENT_GAVE_UP, 1);
+	}
+}
+
+static void on_gone(struct proxy *p, struct session *s)
+{
+	uint64_t limit = p->settings.connect_timeout;
+	enum session_end end = END_CLIENT_GAVE_UP;
+
+	if (s->list == LIST_REFUSED)
+		end = END_CONNECT_FAILED;
+	else if (limit && p->now_ms - s->start_ms >= limit)
+		end = END_CONNECT_TIMEOUT;
+	session_finish(p, s, end, 1);
+}
+
+static void on_syn(struct proxy *p, const struct tp_event_syn *event)
+{
+	struct session *s = hold_find(p, event->client.cookie);
+
+	if (event->client.pid == p->tgid) { /* the self-test: nothing else of ours is redirected */
+		send_grant(p, &event->client, &event->syn);
+		return;
+	}
+	/* The same socket at another attempt: the event of its giving up was lost. */
+	if (s && s->syn.seq != event->syn.seq) {
+		on_gone(p, s);
+		s = NULL;
+	}
+	if (!s) {
+		session_held(p, &event->client, &event->syn);
+		return;
+	}
+	if (s->list == LIST_GRANTED)
+		send_grant(p, &s->client, &s->syn);
+	else if (s->list == LIST_REFUSED)
+		send_error(p, s);
+}
+
+static void on_stray(struct proxy *p, const struct tp_event_stray *event, size_t size)
+{
+	struct packet_flow flow = flow_of(p, &event->client);
+	uint8_t packet[PACKET_MAX + TP_STRAY_MAX];
+
+	if (event->len >= 20 && event->len <= size - offsetof(struct tp_event_stray, segment))
+		send_packet(p, &flow.listener, packet,
+			    packet_segment(&flow, event->segment, event->len, packet));
+}
+
+/* Ring memory is shared with the kernel and read-only: the event is copied out first. */
+static int on_event(void *ctx, void *data, size_t size)
+{
+	union {
+		uint32_t type;
+		struct tp_event_syn syn;
+		struct tp_event_gone gone;
+		struct tp_event_stray stray;
+	} event;
+	struct proxy *p = ctx;
+	struct session *s;
+
+	/* The kernel rounds nothing up: a size that is none of ours is not from our hooks. */
+	if (size < sizeof(struct tp_event_gone) || size > sizeof(event))
+		return 0;
+	memcpy(&event, data, size);
+	switch (event.type) {
+	case TP_EVENT_SYN:
+		on_syn(p, &event.syn);
+		break;
+	case TP_EVENT_GONE:
+		s = hold_find(p, event.gone.cookie);
+		if (s)
+			on_gone(p, s);
+		break;
+	case TP_EVENT_STRAY:
+		on_stray(p, &event.stray, size);
+		break;
+	}
+	return 0;
+}
+
+void hold_events(struct proxy *p)
+{
+	if (p->ring)
+		ring_buffer__consume(p->ring);
+}
+
+static int raw_open(const struct proxy *p, int family, struct failure *f)
+{
+	int fd _cleanup_fd_ = socket(family, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_RAW);
+	__u32 grant = p->instance.config->grant;
+
+	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_MARK, &grant, sizeof(grant)))
+		return fail(f, -errno, "cannot open a raw socket for held handshakes: %m; it takes "
+			    "CAP_NET_RAW and CAP_NET_ADMIN, or hold = off");
+	return TAKE_FD(fd);
+}
+
+static int attach_doorman(struct proxy *p, struct failure *f)
+{
+	int prog _cleanup_fd_ = instance_open_doorman(p->instance.name, f);
+
+	if (prog < 0)
+		return prog;
+	for (int i = 0; i < LISTENER_COUNT; i++) {
+		struct tp_door door = {.netns = p->netns, .proxy_port = p->port, .slot = p->slot};
+		socklen_t len = sizeof(__u64);
+		__u64 cookie;
+
+		if (p->listener[i] < 0)
+			continue;
+		if (getsockopt(p->listener[i], SOL_SOCKET, SO_COOKIE, &cookie, &len) ||
+		    bpf_map_update_elem(p->instance.map[PIN_MAP_doors], &cookie, &door, BPF_ANY) ||
+		    setsockopt(p->listener[i], SOL_SOCKET, SO_ATTACH_BPF, &prog, sizeof(prog)))
+			return fail(f, -errno, "cannot put the doorman on the listener: %m");
+	}
+	return 0;
+}
+
+int hold_open(struct proxy *p, struct failure *f)
+{
+	int ring _cleanup_fd_ = -1;
+	int err;
+
+	p->raw[LISTENER_V4] = raw_open(p, AF_INET, f);
+	if (p->raw[LISTENER_V4] < 0)
+		return p->raw[LISTENER_V4];
+	if (p->listener[LISTENER_V6] >= 0) {
+		p->raw[LISTENER_V6] = raw_open(p, AF_INET6, f);
+		if (p->raw[LISTENER_V6] < 0)
+			return p->raw[LISTENER_V6];
+	}
+	ring = bpf_map_create(BPF_MAP_TYPE_RINGBUF, "tproxyd_ring", 0, 0, TP_RING_SIZE, NULL);
+	if (ring < 0)
+		return fail(f, -errno, "cannot make a ring buffer: %m");
+	p->ring = ring_buffer__new(ring, on_event, p, NULL);
+	if (!p->ring)
+		return fail(f, -errno, "cannot read the ring buffer: %m");
+	err = event_add(p->epoll, ring, EPOLLIN, event_pack(EVENT_HOLD, 0, 0));
+	if (err)
+		return fail(f, err, "cannot watch the ring buffer: %s", strerror(-err));
+	p->ring_fd = TAKE_FD(ring);
+	if (bpf_map_update_elem(p->instance.map[PIN_MAP_rings], &p->slot, &p->ring_fd, BPF_ANY))
+		return fail(f, -errno, "cannot enter the ring buffer in map_rings of instance %s: %m",
+			    p->instance.name);
+	return attach_doorman(p, f);
+}
+
+void hold_close(struct proxy *p)
+{
+	if (p->ring_fd >= 0)
+		bpf_map_delete_elem(p->instance.map[PIN_MAP_rings], &p->slot);
+	if (p->ring)
+		ring_buffer__free(p->ring);
+	p->ring = NULL;
+	p->ring_fd = fd_close(p->ring_fd);
+	for (int i = 0; i < LISTENER_COUNT; i++)
+		p->raw[i] = fd_close(p->raw[i]);
+}

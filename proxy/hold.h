@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Held handshakes: a client's connect() returns when its upstream has answered, and returns what that
+ * answered. The doorman (bpf/doorman.bpf.h) delivers the SYNs.
+ */
+#ifndef TPROXY_HOLD_H
+#define TPROXY_HOLD_H
+
+#include "proxy.h"
+
+/* Opens the raw sockets, the ring, and puts the doorman on the listeners. */
+int hold_open(struct proxy *p, struct failure *f);
+void hold_close(struct proxy *p);
+
+/* Reads what the doorman has delivered. */
+void hold_events(struct proxy *p);
+
+/* The upstream of a held session has connected: lets the client in. */
+void hold_grant(struct proxy *p, struct session *s);
+
+/* The upstream failed with `error`: makes the client's connect() fail with it. */
+void hold_refuse(struct proxy *p, struct session *s, int error);
+
+/* A held session's deadline has passed. */
+void hold_expired(struct proxy *p, struct session *s);
+
+/* The session that waits for this accepted client, or NULL. */
+struct session *hold_find(struct proxy *p, __u64 cookie);
+
+/* Takes the doorman, which it inherited, off an accepted socket. */
+void hold_accepted(int fd);
+
+/* Forgets what belongs to the hold; the session is accepted, or over. */
+void hold_forget(struct proxy *p, struct session *s);
+
+#endif

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: BSD-2-Clause
+/*
+ * Theory of operation
+ *
+ * The kernel's answer is "the longest prefix, first table that has one". With the three rules that every
+ * host starts with, tables local, main and default are consulted in order, and merging them into one
+ * trie of "route here" and "error here" gives the same answer for everything but a more specific route
+ * in a later table, where the merged answer is that there is a route, and nothing is claimed. With any
+ * other rule the answer may depend on the source or a mark, so then nothing is published at all; the
+ * same for a namespace with very many routes.
+ *
+ * Any change leads to a whole new dump. Entries of this namespace that are not in it are removed.
+ */
+#include "routes.h"
+
+#include <bpf/bpf.h>
+#include <libmnl/libmnl.h>
+#include <linux/fib_rules.h>
+#include <linux/rtnetlink.h>
+#include <string.h>
+
+#include "event.h"
+
+#define ROUTES_MAX  4096 /* with more than that a host is a router, and has a default route */
+#define MAPPED_BITS 96	 /* before an IPv4 address */
+#define NETNS_BITS  64
+
+struct route {
+	struct tp_route_key key;
+	__u32 metric;
+	__u32 error;
+};
+
+struct snapshot {
+	struct route *routes;
+	size_t count;
+	int unusable; /* rules or numbers beyond what is modelled */
+};
+
+static __u32 route_type_error(const struct rtmsg *rtm)
+{
+	switch (rtm->rtm_type) {
+	case RTN_BLACKHOLE:
+		return EINVAL;
+	case RTN_UNREACHABLE:
+		return EHOSTUNREACH;
+	case RTN_PROHIBIT:
+		return EACCES;
+	}
+	return 0;
+}
+
+static void add_route(struct snapshot *snap, const struct route *route)
+{
+	for (size_t i = 0; i < snap->count; i++) {
+		struct route *old = &snap->routes[i];
+
+		if (memcmp(&old->key, &route->key, sizeof(route->key)))
+			continue;
+		/* Of one prefix the lowest metric counts; at the same one, that there is a route. */
+		if (route->metric < old->metric || (route->metric == old->metric && !route->error))
+			*old = *route;
+		return;
+	}
+	if (snap->count == ROUTES_MAX)
+		snap->unusable = 1;
+	else
+		snap->routes[snap->count++] = *route;
+}
+
+static int read_attribute(const struct nlattr *attr, void *data)
+{
+	const struct nlattr **table = data;
+
+	if (mnl_attr_get_type(attr) <= RTA_MAX)
+		table[mnl_attr_get_type(attr)] = attr;
+	return MNL_CB_OK;
+}
+
+static struct tp_route_key route_key(__u64 netns, int family, unsigned int bits, const void *ip)
+{
+	struct tp_route_key key = {.netns = netns, .prefixlen = NETNS_BITS + bits};
+
+	if (family == AF_INET) {
+		key.prefixlen += MAPPED_BITS;
+		key.ip[10] = key.ip[11] = 0xff;
+		if (ip)
+			memcpy(key.ip + 12, ip, 4);
+	} else if (ip) {
+		memcpy(key.ip, ip, 16);
+	}
+	return key;
+}
+
+struct dump {
+	struct snapshot *snap;
+	__u64 netns;
+};
+
+static int on_route(const struct nlmsghdr *nlh, void *user)
+{
+	const struct rtmsg *rtm = mnl_nlmsg_get_payload(nlh);
+	const struct nlattr *attr[RTA_MAX + 1] = {0};
+	struct dump *dump = user;
+	struct route route;
+	__u32 table = rtm->rtm_table;
+
+	mnl_attr_parse(nlh, sizeof(*rtm), read_attribute, attr);
+	if (attr[RTA_TABLE])
+		table = mnl_attr_get_u32(attr[RTA_TABLE]);
+	if (table != RT_TABLE_LOCAL && table != RT_TABLE_MAIN && table != RT_TABLE_DEFAULT)
+		return MNL_CB_OK;
+	if (rtm->rtm_flags & (RTM_F_CLONED | RTNH_F_DEAD))
+		return MNL_CB_OK;
+	route.key = route_key(dump->netns, rtm->rtm_family, rtm->rtm_dst_len,
+			      attr[RTA_DST] ? mnl_attr_get_payload(attr[RTA_DST]) : NULL);
+	route.metric = attr[RTA_PRIORITY] ? mnl_attr_get_u32(attr[RTA_PRIORITY]) : 0;
+	route.error = route_type_error(rtm);
+	if (attr[RTA_CACHEINFO] && route.error) {
+		const struct rta_cacheinfo *info = mnl_attr_get_payload(attr[RTA_CACHEINFO]);
+
+		if ((int)info->rta_error < 0)
+			route.error = -(int)info->rta_error;
+	}
+	add_route(dump->snap, &route);
+	return MNL_CB_OK;
+}
+
+/* The rules of a fresh namespace: local, main, default, without any condition. */
+static int on_rule(const struct nlmsghdr *nlh, void *user)
+{
+	const struct fib_rule_hdr *rule = mnl_nlmsg_get_payload(nlh);
+	struct dump *dump = user;
+
+	if (rule->action != FR_ACT_TO_TBL || rule->src_len || rule->dst_len || rule->tos ||
+	    (rule->table != RT_TABLE_LOCAL && rule->table != RT_TABLE_MAIN &&
+	     rule->table != RT_TABLE_DEFAULT))
+		dump->snap->unusable = 1;
+	return MNL_CB_OK;
+}
+
+static int dump_one(struct dump *dump, int family, int type, mnl_cb_t cb)
+{
+	char buf[32768] __attribute__((aligned(NLMSG_ALIGNTO)));
+	struct mnl_socket *nl = mnl_socket_open2(NETLINK_ROUTE, SOCK_CLOEXEC);
+	struct nlmsghdr *nlh = mnl_nlmsg_put_header(buf);
+	int n, r = MNL_CB_OK;
+
+	if (!nl)
+		return -errno;
+	nlh->nlmsg_type = type;
+	nlh->nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
+	/* struct rtmsg and struct fib_rule_hdr have the same size and begin with the family. */
+	((struct rtmsg *)mnl_nlmsg_put_extra_header(nlh, sizeof(struct rtmsg)))->rtm_family = family;
+	if (mnl_socket_bind(nl, 0, MNL_SOCKET_AUTOPID) < 0 ||
+	    mnl_socket_sendto(nl, nlh, nlh->nlmsg_len) < 0)
+		r = -1;
+	while (r > 0 && (n = mnl_socket_recvfrom(nl, buf, sizeof(buf))) > 0)
+		r = mnl_cb_run(buf, n, 0, mnl_socket_get_portid(nl), cb, dump);
+	mnl_socket_close(nl);
+	return r < 0 || n < 0 ? -EIO : 0;
+}
+
+static int take_snapshot(struct proxy *p, struct snapshot *snap)
+{
+	static const int families[] = {AF_INET, AF_INET6};
+	struct dump dump = {snap, p->netns};
+	int err = 0;
+
+	for (size_t i = 0; !err && i < ARRAY_SIZE(families); i++) {
+		/* What no route matches; a default route replaces it. */
+		struct route none = {route_key(p->netns, families[i], 0, NULL), UINT32_MAX, ENETUNREACH};
+
+		add_route(snap, &none);
+		err = dump_one(&dump, families[i], RTM_GETRULE, on_rule);
+		if (!err)
+			err = dump_one(&dump, families[i], RTM_GETROUTE, on_route);
+	}
+	if (snap->unusable)
+		snap->count = 0;
+	return err;
+}
+
+static int in_snapshot(const struct snapshot *snap, const struct tp_route_key *key)
+{
+	for (size_t i = 0; i < snap->count; i++)
+		if (!memcmp(&snap->routes[i].key, key, sizeof(*key)))
+			return 1;
+	return 0;
+}
+
+static void publish(struct proxy *p, const struct snapshot *snap)
+{
+	int map = p->instance.map[PIN_MAP_routes];
+	struct tp_route_key key, next, *at = NULL;
+
+	for (size_t i = 0; i < snap->count; i++)
+		bpf_map_update_elem(map, &snap->routes[i].key, &snap->routes[i].error, BPF_ANY);
+	while (!bpf_map_get_next_key(map, at, &next)) {
+		if (at && at->netns == p->netns && !in_snapshot(snap, at))
+			bpf_map_delete_elem(map, at);
+		key = next;
+		at = &key;
+	}
+	if (at && at->netns == p->netns && !in_snapshot(snap, at))
+		bpf_map_delete_elem(map, at);
+}
+
+static int republish(struct proxy *p)
+{
+	struct snapshot snap = {.routes = calloc(ROUTES_MAX, sizeof(*snap.routes))};
+	int err;
+
+	if (!snap.routes)
+		return -ENOMEM;
+	err = take_snapshot(p, &snap);
+	if (err)
+		snap.count = 0; /* claim nothing rather than something stale */
+	publish(p, &snap);
+	free(snap.routes);
+	return err;
+}
+
+int routes_open(struct proxy *p, struct failure *f)
+{
+	static const int groups[] = {RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV4_RULE,
+				     RTNLGRP_IPV6_RULE,	 RTNLGRP_IPV4_IFADDR, RTNLGRP_LINK};
+	int err;
+
+	p->netlink = mnl_socket_open2(NETLINK_ROUTE, SOCK_NONBLOCK | SOCK_CLOEXEC);
+	if (!p->netlink || mnl_socket_bind(p->netlink, 0, MNL_SOCKET_AUTOPID) < 0)
+		return fail(f, -errno, "cannot open a netlink socket: %m");
+	for (size_t i = 0; i < ARRAY_SIZE(groups); i++)
+		if (mnl_socket_setsockopt(p->netlink, NETLINK_ADD_MEMBERSHIP, (void *)&groups[i],
+					  sizeof(groups[i])) < 0)
+			return fail(f, -errno, "cannot subscribe to route changes: %m");
+	err = event_add(p->epoll, mnl_socket_get_fd(p->netlink), EPOLLIN, event_pack(EVENT_ROUTES, 0, 0));
+	if (!err)
+		err = republish(p);
+	return err ? fail(f, err, "cannot read the routes: %s", strerror(-err)) : 0;
+}
+
+void routes_event(struct proxy *p)
+{
+	char buf[8192];
+
+	/* What changed does not matter, nor that messages may have been lost (ENOBUFS). */
+	while (mnl_socket_recvfrom(p->netlink, buf, sizeof(buf)) > 0 || errno == ENOBUFS)
+		;
+	republish(p);
+}
+
+void routes_close(struct proxy *p)
+{
+	struct snapshot none = {0};
+
+	if (!p->netlink)
+		return;
+	publish(p, &none);
+	mnl_socket_close(p->netlink);
+	p->netlink = NULL;
+}

@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Destinations that this network namespace has no route to, told to the hooks: connect() to them must
+ * fail at once with the errno of the missing route, on which clients that try addresses in turn rely.
+ */
+#ifndef TPROXY_ROUTES_H
+#define TPROXY_ROUTES_H
+
+#include "proxy.h"
+
+/* Subscribes to changes and publishes the present state. */
+int routes_open(struct proxy *p, struct failure *f);
+
+/* Something changed: publishes anew. */
+void routes_event(struct proxy *p);
+
+/* Withdraws what was published. */
+void routes_close(struct proxy *p);
+
+#endif
