@@ -7,11 +7,13 @@
  *	accept()	    -> session_accepted() pairs it by cookie: relay
  *	upstream failed	    -> reset or ICMP error to the client: LIST_REFUSED
  *	doorman: STRAY	    -> sent again, see there
- *	doorman: GONE	    -> the client's socket left SYN_SENT for CLOSE: it gave up, or met the error
+ *	doorman: GONE	    -> the client's socket left SYN_SENT for CLOSE: it gave up, or met the
+ *error
  *
- * Nothing here is the only copy of anything: a lost event or packet is replaced when the client's own
- * timer sends its SYN again. An ICMP error that arrives while the client is still inside connect(),
- * with the socket locked, is only noted by the kernel: it is sent again until the client has gone.
+ * Nothing here is the only copy of anything: a lost event or packet is replaced when the client's
+ *own timer sends its SYN again. An ICMP error that arrives while the client is still inside
+ *connect(), with the socket locked, is only noted by the kernel: it is sent again until the client
+ *has gone.
  */
 #include "hold.h"
 
@@ -36,8 +38,8 @@ static struct packet_flow flow_of(const struct proxy *p, const struct tp_endpoin
 				    .listener = listener_address(p, client->family)};
 }
 
-/* Raw sockets send to where the packet's own header says; the address only selects the route. A packet
- * that does not get out is made up for by the client's next SYN. */
+/* Raw sockets send to where the packet's own header says; the address only selects the route. A
+ * packet that does not get out is made up for by the client's next SYN. */
 static void send_packet(const struct proxy *p, const struct tp_endpoint *to, const uint8_t *packet,
 			size_t len)
 {
@@ -217,7 +219,8 @@ static int raw_open(const struct proxy *p, int family, struct failure *f)
 	__u32 grant = p->instance.config->grant;
 
 	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_MARK, &grant, sizeof(grant)))
-		return fail(f, -errno, "cannot open a raw socket for held handshakes: %m; it takes "
+		return fail(f, -errno,
+			    "cannot open a raw socket for held handshakes: %m; it takes "
 			    "CAP_NET_RAW and CAP_NET_ADMIN, or hold = off");
 	return TAKE_FD(fd);
 }
@@ -267,7 +270,8 @@ int hold_open(struct proxy *p, struct failure *f)
 		return fail(f, err, "cannot watch the ring buffer: %s", strerror(-err));
 	p->ring_fd = TAKE_FD(ring);
 	if (bpf_map_update_elem(p->instance.map[PIN_MAP_rings], &p->slot, &p->ring_fd, BPF_ANY))
-		return fail(f, -errno, "cannot enter the ring buffer in map_rings of instance %s: %m",
+		return fail(f, -errno,
+			    "cannot enter the ring buffer in map_rings of instance %s: %m",
 			    p->instance.name);
 	return attach_doorman(p, f);
 }

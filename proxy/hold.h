@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Held handshakes: a client's connect() returns when its upstream has answered, and returns what that
- * answered. The doorman (bpf/doorman.bpf.h) delivers the SYNs.
+ * Held handshakes: a client's connect() returns when its upstream has answered, and returns what
+ * that answered. The doorman (bpf/doorman.bpf.h) delivers the SYNs.
  */
 #ifndef TPROXY_HOLD_H
 #define TPROXY_HOLD_H

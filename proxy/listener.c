@@ -12,10 +12,10 @@
 #include "endpoint.h"
 #include "hold.h"
 
-#define SELFTEST_TIMEOUT_MS 2000
+#define SELFTEST_TIMEOUT_MS  2000
 #define KEEPALIVE_IDLE_S     60
 #define KEEPALIVE_INTERVAL_S 10
-#define SELFTEST_PORT	    9
+#define SELFTEST_PORT	     9
 
 /* The discard port here: should the connection not be redirected, it leaves the host in no case. */
 static const struct tp_endpoint selftest_dst[LISTENER_COUNT] = {
@@ -42,8 +42,8 @@ static int listen_on(const struct tp_endpoint *where, uint16_t port)
 	if (fd < 0)
 		return -errno;
 	/*
-	 * Accepted sockets inherit these. Without TCP_NODELAY a write-write-read client waits 40 ms. The
-	 * keepalive, over loopback, finds a client whose reset was lost.
+	 * Accepted sockets inherit these. Without TCP_NODELAY a write-write-read client waits 40
+	 * ms. The keepalive, over loopback, finds a client whose reset was lost.
 	 */
 	if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) ||
 	    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) ||
@@ -66,15 +66,16 @@ static int open_failed(const struct proxy *p, int family, int err, struct failur
 			    "cannot listen on %s:%u: another process holds it (another tproxyd of "
 			    "instance %s, or a stranger); find it with: ss -ltnp 'sport = %u'",
 			    ip, p->port, p->instance.name, p->port);
-	return fail(f, err, "cannot listen on %s:%u: %s; is the loopback interface up?", ip, p->port,
-		    strerror(-err));
+	return fail(f, err, "cannot listen on %s:%u: %s; is the loopback interface up?", ip,
+		    p->port, strerror(-err));
 }
 
 int listener_open(struct proxy *p, struct failure *f)
 {
 	p->port = p->instance.config->port;
 	if (!p->port)
-		return fail(f, -EINVAL, "instance %s has no port; load it anew: tproxy-load --name %s",
+		return fail(f, -EINVAL,
+			    "instance %s has no port; load it anew: tproxy-load --name %s",
 			    p->instance.name, p->instance.name);
 	for (int i = 0; i < LISTENER_COUNT; i++) {
 		p->listener[i] = listen_on(&loopback[i], p->port);
@@ -102,8 +103,8 @@ static int mark_set(const struct proxy *p, int fd, enum tp_role role)
 {
 	struct tp_mark mark = {.role = role, .slot = p->slot, .netns = p->netns};
 
-	return bpf_map_update_elem(p->instance.map[PIN_MAP_listeners], &fd, &mark, BPF_ANY) ? -errno :
-											       0;
+	return bpf_map_update_elem(p->instance.map[PIN_MAP_listeners], &fd, &mark, BPF_ANY) ? -errno
+											    : 0;
 }
 
 int listener_register(struct proxy *p, struct failure *f)
@@ -128,14 +129,19 @@ int listener_register(struct proxy *p, struct failure *f)
 		return fail(f, -errno, "cannot read map_listeners of instance %s: %m",
 			    p->instance.name);
 	if (!mark.tgid && !p->instance.config->enabled)
-		return fail(f, -EAGAIN, "the hooks of instance %s are loaded but not enabled; run "
-			    "tproxy-load --name %s", p->instance.name, p->instance.name);
-	if (!mark.tgid)
-		return fail(f, -EXDEV,
-			    "this process is in no cgroup that the hooks of instance %s are attached to, "
-			    "so they could not answer for the connections it accepts; start it inside one "
-			    "of them (tproxy status --name %s), or add its own: tproxy-load --cgroup",
+		return fail(f, -EAGAIN,
+			    "the hooks of instance %s are loaded but not enabled; run "
+			    "tproxy-load --name %s",
 			    p->instance.name, p->instance.name);
+	if (!mark.tgid)
+		return fail(
+			f, -EXDEV,
+			"this process is in no cgroup that the hooks of instance %s are attached "
+			"to, "
+			"so they could not answer for the connections it accepts; start it inside "
+			"one "
+			"of them (tproxy status --name %s), or add its own: tproxy-load --cgroup",
+			p->instance.name, p->instance.name);
 	p->tgid = mark.tgid;
 	p->netns = mark.netns;
 
@@ -152,9 +158,10 @@ int listener_register(struct proxy *p, struct failure *f)
 			slot = &slots[i];
 	}
 	if (!slot)
-		return fail(f, -EUSERS, "instance %s has %d proxies registered already, the most it can "
-			    "have; stop one (tproxy status --name %s)", p->instance.name, TP_MAX_PROXIES,
-			    p->instance.name);
+		return fail(f, -EUSERS,
+			    "instance %s has %d proxies registered already, the most it can "
+			    "have; stop one (tproxy status --name %s)",
+			    p->instance.name, TP_MAX_PROXIES, p->instance.name);
 	p->slot = slot - slots;
 	slot->connect_timeout = p->settings.hold ? p->settings.connect_timeout : 0;
 	slot->netns = p->netns;
@@ -168,7 +175,8 @@ int listener_trust(struct proxy *p, struct failure *f)
 		int err = p->listener[i] < 0 ? 0 : mark_set(p, p->listener[i], TP_ROLE_LISTENER);
 
 		if (err)
-			return fail(f, err, "cannot mark the listener in map_listeners of instance %s: %s",
+			return fail(f, err,
+				    "cannot mark the listener in map_listeners of instance %s: %s",
 				    p->instance.name, strerror(-err));
 	}
 	p->trusted = 1;
@@ -221,7 +229,8 @@ static int original_dst_is(int fd, const struct tp_endpoint *dst)
 static int accept_own(struct proxy *p, int listener, __u64 cookie,
 		      void (*accepted)(struct proxy *p, int fd))
 {
-	struct pollfd polls[] = {{.fd = listener, .events = POLLIN}, {.fd = p->ring_fd, .events = POLLIN}};
+	struct pollfd polls[] = {{.fd = listener, .events = POLLIN},
+				 {.fd = p->ring_fd, .events = POLLIN}};
 	struct tp_record rec;
 
 	while (poll(polls, ARRAY_SIZE(polls), SELFTEST_TIMEOUT_MS) > 0) {
@@ -259,14 +268,19 @@ static int selftest_family(struct proxy *p, int family, void (*accepted)(struct 
 	if (connect(client, (struct sockaddr *)&addr, len) && errno != EINPROGRESS)
 		return fail(f, -errno,
 			    "self-test: a connection to %s was not redirected to port %u: %m; see "
-			    "tproxy doctor", text, p->port);
+			    "tproxy doctor",
+			    text, p->port);
 	server = accept_own(p, p->listener[family], cookie, accepted);
 	if (server < 0)
-		return fail(f, server, "self-test: a connection to %s did not arrive at port %u; see "
-			    "tproxy doctor", text, p->port);
+		return fail(f, server,
+			    "self-test: a connection to %s did not arrive at port %u; see "
+			    "tproxy doctor",
+			    text, p->port);
 	if (!original_dst_is(server, dst))
-		return fail(f, -EPROTO, "self-test: SO_ORIGINAL_DST does not name %s; are other programs "
-			    "attached to the getsockopt hook? see tproxy doctor", text);
+		return fail(f, -EPROTO,
+			    "self-test: SO_ORIGINAL_DST does not name %s; are other programs "
+			    "attached to the getsockopt hook? see tproxy doctor",
+			    text);
 	return 0;
 }
 

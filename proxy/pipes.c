@@ -80,6 +80,17 @@ void pipes_put(struct pipes *p, uint32_t index)
 	p->idle++;
 }
 
+void pipes_trim(struct pipes *p)
+{
+	while (p->first_free != NO_PIPE) {
+		uint32_t i = p->first_free;
+
+		p->first_free = p->all[i].next_free;
+		p->idle--;
+		pipes_discard(p, i);
+	}
+}
+
 void pipes_discard(struct pipes *p, uint32_t index)
 {
 	struct pipe *pipe = &p->all[index];

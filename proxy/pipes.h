@@ -32,6 +32,9 @@ int pipes_take(struct pipes *p, uint32_t *ret_index);
 /* Gives an empty pipe back. */
 void pipes_put(struct pipes *p, uint32_t index);
 
+/* Closes the idle ones: descriptors have become scarce. */
+void pipes_trim(struct pipes *p);
+
 /* Closes a pipe that may still hold bytes. */
 void pipes_discard(struct pipes *p, uint32_t index);
 

@@ -23,15 +23,15 @@ struct proxy {
 	struct table table;
 	struct pipes pipes;
 	int epoll;
-	int signals; /* signalfd */
+	int signals;		      /* signalfd */
 	int listener[LISTENER_COUNT]; /* -1 where the family is not to be had */
 	uint16_t port;
-	int raw[LISTENER_COUNT];      /* raw sockets that answer held clients; -1: hold is off */
-	struct ring_buffer *ring;     /* what the doorman delivers; NULL: hold is off */
+	int raw[LISTENER_COUNT];  /* raw sockets that answer held clients; -1: hold is off */
+	struct ring_buffer *ring; /* what the doorman delivers; NULL: hold is off */
 	int ring_fd;
 	struct mnl_socket *netlink; /* tells of changed routes; NULL: hold is off */
-	uint32_t slot; /* in map_config.proxies */
-	uint32_t tgid; /* as the kernel sees it; what is registered */
+	uint32_t slot;		    /* in map_config.proxies */
+	uint32_t tgid;		    /* as the kernel sees it; what is registered */
 	__u64 netns;
 	uint64_t fd_limit;
 	uint64_t now_ms;      /* CLOCK_MONOTONIC, read once a turn */

@@ -14,7 +14,8 @@ struct settings {
 	uint64_t max_sessions;
 	int hold;	       /* off, on */
 	uint64_t native_retry; /* ms */
-	int log_level; /* index into the choices of --log-level, which are in syslog order from err */
+	int log_level; /* index into the choices of --log-level, which are in syslog order from err
+			*/
 	int log_sessions; /* no, yes */
 };
 

@@ -15,16 +15,17 @@
 #include "../bpf/abi.h"
 #include "failure.h"
 
-#define NO_SLOT UINT32_MAX
-#define NO_PIPE UINT32_MAX
+#define NO_SLOT		UINT32_MAX
+#define NO_PIPE		UINT32_MAX
 #define TABLE_MAX_SLOTS (1U << 24) /* what the event datum can carry */
 
 enum session_list {
 	LIST_FREE,
-	LIST_HELD,	 /* the client's handshake is held, the upstream's under way; oldest first */
-	LIST_GRANTED,	 /* upstream connected, client let in, not accepted yet; oldest first */
-	LIST_REFUSED,	 /* upstream failed, the client is being told; oldest first */
-	LIST_CONNECTING, /* accepted at once (not held), the upstream's handshake under way; oldest first */
+	LIST_HELD,    /* the client's handshake is held, the upstream's under way; oldest first */
+	LIST_GRANTED, /* upstream connected, client let in, not accepted yet; oldest first */
+	LIST_REFUSED, /* upstream failed, the client is being told; oldest first */
+	LIST_CONNECTING, /* accepted at once (not held), the upstream's handshake under way; oldest
+			    first */
 	LIST_RELAY,	 /* relaying; nothing to do until an event comes */
 	LIST_READY,	 /* relaying; was interrupted for fairness, goes on in this turn */
 	LIST_STARVED,	 /* relaying; bytes wait for a pipe, oldest first */
@@ -51,10 +52,10 @@ struct direction {
 };
 
 enum session_end {
-	END_CLOSED,	 /* both directions ended with FIN */
+	END_CLOSED,	  /* both directions ended with FIN */
 	END_RESET_CLIENT, /* the client reset it */
 	END_RESET_UPSTREAM,
-	END_CONNECT_FAILED,  /* `error` says why */
+	END_CONNECT_FAILED, /* `error` says why */
 	END_CONNECT_TIMEOUT,
 	END_CLIENT_GAVE_UP, /* before the upstream answered */
 	END_DRAINED,	    /* still open when the drain deadline came */
@@ -70,13 +71,13 @@ struct session {
 	uint8_t broken : 2;  /* bit 1 << side: that socket has reported an error */
 	uint8_t reset : 1;   /* close both ends with RST */
 	uint8_t hashed : 1;
-	uint8_t early : 1;   /* the upstream spoke before the client was accepted */
+	uint8_t early : 1; /* the upstream spoke before the client was accepted */
 	uint8_t upstream_watched : 1;
-	uint8_t urgent : 2;  /* bit 1 << side: that side has sent urgent data */
-	uint8_t tries;        /* how often the client was sent its error */
-	int32_t fd[2];	     /* by enum side; -1 where there is none */
-	int32_t error;	     /* errno of a failed connect */
-	uint32_t hash_next;  /* held ones are found by their client's cookie */
+	uint8_t urgent : 2;   /* bit 1 << side: that side has sent urgent data */
+	uint8_t tries;	      /* how often the client was sent its error */
+	int32_t fd[2];	      /* by enum side; -1 where there is none */
+	int32_t error;	      /* errno of a failed connect */
+	uint32_t hash_next;   /* held ones are found by their client's cookie */
 	uint64_t start_ms;    /* CLOCK_MONOTONIC */
 	uint64_t deadline_ms; /* of its list, 0: none */
 	union {

@@ -9,8 +9,9 @@ from .system import bpftool, run
 
 BPFFS = pathlib.Path("/sys/fs/bpf")
 HOOKS = ["connect4", "connect6", "sockops", "getsockopt", "getpeername4", "getpeername6",
-         "sock_release"]
-MAPS = ["config", "socks", "ports", "listeners", "stats"]
+         "getsockname4", "getsockname6", "sock_release"]
+FILTERS = ["doorman"]
+MAPS = ["config", "socks", "ports", "listeners", "doors", "rings", "routes", "failed", "stats"]
 KERNELS_OWN = {"maps.debug", "progs.debug"}
 
 # struct tp_config
@@ -39,7 +40,8 @@ def attached(cgroup):
 def expected(*cgroups):
     """The names of a complete set's pins."""
     links = {f"link_{hook}_{os.stat(cgroup).st_ino}" for hook in HOOKS for cgroup in cgroups}
-    return links | {f"prog_{hook}" for hook in HOOKS} | {f"map_{name}" for name in MAPS}
+    programs = {f"prog_{name}" for name in HOOKS + FILTERS}
+    return links | programs | {f"map_{name}" for name in MAPS}
 
 
 def assert_whole(box, *cgroups):

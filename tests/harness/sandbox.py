@@ -14,10 +14,23 @@ from . import pins, system
 from .servers import family_of
 from .system import Failed, bpftool, run, wait_for
 
+# Accepted first and connected afterwards: a failure can then only be told by a reset.
+UNHELD = ("--hold", "off")
 PROXY_PORT = 18000  # the default; each test file has a network namespace of its own
 
 # Joins a cgroup, then becomes the command.
 LAUNCHER = ["sh", "-c", 'echo 0 > "$0/cgroup.procs" && exec "$@"']
+
+
+def redirected(client):
+    """Whether the kernel has this socket connected to the proxy; the socket itself cannot tell."""
+    inode = str(os.fstat(client.fileno()).st_ino)
+    for table in ("tcp", "tcp6"):
+        rows = pathlib.Path(f"/proc/thread-self/net/{table}").read_text().splitlines()[1:]
+        for remote, owner in ((row.split()[2], row.split()[9]) for row in rows):
+            if owner == inode:
+                return int(remote.split(":")[1], 16) == PROXY_PORT
+    raise Failed("the socket is in no table of this namespace")
 
 
 class Proxy:

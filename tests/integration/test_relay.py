@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 
-from harness import (Failed, Sandbox, Server, case, case_for, echo, free_port, line, main, run,
+from harness import (UNHELD, Failed, Sandbox, Server, case, case_for, echo, free_port, line, main, run,
                      silent, swallow, wait_for)
 
 MEGABYTE = os.urandom(1 << 20)
@@ -227,7 +227,7 @@ def a_reset_arrives_as_a_reset_from_the(resetter_is_client):
 @case_for(ADDRESSES)
 def a_refused_server_resets_the_client(address):
     port = free_port(address)
-    with Sandbox() as box:
+    with Sandbox(proxy=UNHELD) as box:
         assert_connect_is_reset(box, (address, port))
         ended = box.proxy.wait_log(f":{port} ")
         assert "end=connect-failed" in ended and "Connection refused" in ended, ended
@@ -237,7 +237,7 @@ def a_refused_server_resets_the_client(address):
 @case
 def an_unreachable_server_resets_the_client():
     run(["ip", "route", "add", "unreachable", "10.88.0.0/24"])
-    with Sandbox() as box:
+    with Sandbox(proxy=UNHELD) as box:
         assert_connect_is_reset(box, ("10.88.0.1", 80))
         assert "end=connect-failed" in box.proxy.wait_log("dst=10.88.0.1:80")
 
@@ -259,7 +259,7 @@ def upstreams_waiting():
 
 @case
 def a_silent_server_resets_the_client_after_connect_timeout():
-    with black_hole() as address, Sandbox(proxy=("--connect-timeout", "200ms")) as box:
+    with black_hole() as address, Sandbox(proxy=(*UNHELD, "--connect-timeout", "200ms")) as box:
         with box.connect(address) as client:
             assert_reset(client)
         assert "end=connect-timeout" in box.proxy.wait_log("dst=10.77.0.9:80")
@@ -268,7 +268,7 @@ def a_silent_server_resets_the_client_after_connect_timeout():
 
 @case
 def a_client_that_gives_up_leaves_no_upstream_behind():
-    with black_hole() as address, Sandbox(proxy=("--connect-timeout", "1h")) as box:
+    with black_hole() as address, Sandbox(proxy=(*UNHELD, "--connect-timeout", "1h")) as box:
         with box.connect(address) as client:
             wait_for(upstreams_waiting, "the upstream connection to be tried")
             reset_on_close(client)

@@ -134,7 +134,7 @@ def conns_shows_a_live_connection(address, shown_as):
             assert shown["pid"] == os.getpid() and shown["uid"] == 0, shown
             assert shown["dst"] == shown_as.format(server.port), shown
             host, port = client.getsockname()[:2]
-            assert shown["src"] == (f"[{host}]:{port}" if ":" in host else f"{host}:{port}"), shown
+            assert shown["local"] == (f"[{host}]:{port}" if ":" in host else f"{host}:{port}"), shown
             wait_for(lambda: connections(box)[0]["up"] == 5, "the acknowledgement")
             assert (shown["down"], shown["state"].upper()[:5]) == (5, "ESTAB"), shown
             assert shown["dst"] in box.tool("conns").stdout

@@ -49,7 +49,7 @@ static int listen_on(const char *family, unsigned int port)
 
 static int mark_listener(const char *map_path, int fd)
 {
-	struct tp_mark mark = {.role = TP_ROLE_LISTENER};
+	struct tp_mark mark = {.role = TP_ROLE_LISTENER, .slot = TP_NO_SLOT};
 	int map = bpf_obj_get(map_path);
 
 	return map < 0 ? map : bpf_map_update_elem(map, &fd, &mark, BPF_ANY);

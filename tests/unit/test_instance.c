@@ -100,8 +100,9 @@ static void test_abi_offsets(void **state)
 	assert_int_equal(offsetof(struct tp_record, dst), 32);
 	assert_int_equal(offsetof(struct tp_record, src), 52);
 	assert_int_equal(offsetof(struct tp_record, pid), 72);
-	assert_int_equal(offsetof(struct tp_record, comm), 88);
-	assert_int_equal(offsetof(struct tp_mark, client), 16);
+	assert_int_equal(offsetof(struct tp_record, local), 84);
+	assert_int_equal(offsetof(struct tp_record, comm), 104);
+	assert_int_equal(offsetof(struct tp_mark, client), 24);
 	assert_int_equal(offsetof(struct tp_config, magic), 0);
 	assert_int_equal(offsetof(struct tp_config, abi), 4);
 	assert_int_equal(offsetof(struct tp_config, port), 16);
