@@ -30,7 +30,7 @@ say = $(if $(V),,@printf '  %-7s %s\n' '$(1)' '$(2)';)
 DEPS_BUILD := gcc make clang llvm bpftool pkg-config libbpf-dev libelf-dev zlib1g-dev libinih-dev \
 	libjansson-dev libmnl-dev libsystemd-dev libcap-dev libseccomp-dev
 DEPS_TEST := libcmocka-dev python3 iproute2 procps util-linux strace curl nginx-light iperf3 git \
-	openssh-client openssh-server nftables systemd man-db mandoc clang-format redsocks
+	openssh-client openssh-server nftables systemd man-db mandoc clang-format
 
 PKGS := libbpf libelf zlib inih jansson libmnl libsystemd libcap libseccomp
 

@@ -3,21 +3,21 @@
  * The contract between the BPF programs and user space: every byte that crosses is defined here and
  * nowhere else. Included by both sides.
  *
- * A change of any layout, of a map's key or of a meaning bumps ABI_VERSION. Every program, on either
- * side, compares it with map_config before it touches anything else.
+ * A change of any layout, of a map's key or of a meaning bumps ABI_VERSION. Every program, on
+ * either side, compares it with map_config before it touches anything else.
  */
 #ifndef TPROXY_ABI_H
 #define TPROXY_ABI_H
 
 #include <linux/types.h>
 
-#define ABI_MAGIC 0x74707879 /* "tpxy" */
+#define ABI_MAGIC   0x74707879 /* "tpxy" */
 #define ABI_VERSION 1
 
-#define TP_NAME_LEN 32	 /* instance name, NUL included */
-#define TP_COMM_LEN 16	 /* the kernel's TASK_COMM_LEN */
-#define TP_MAX_PROXIES 8 /* tproxyd processes registered at once: one a network namespace */
-#define TP_NO_SLOT TP_MAX_PROXIES /* a proxy that is no tproxyd: it has no ring and no settings */
+#define TP_NAME_LEN    32 /* instance name, NUL included */
+#define TP_COMM_LEN    16 /* the kernel's TASK_COMM_LEN */
+#define TP_MAX_PROXIES 8  /* tproxyd processes registered at once: one a network namespace */
+#define TP_NO_SLOT     TP_MAX_PROXIES /* a proxy that is no tproxyd: it has no ring and no settings */
 
 /*
  * An address and port. IPv4 is stored v4-mapped (::ffff:a.b.c.d), so that one code path serves both
@@ -32,16 +32,17 @@ struct tp_endpoint {
 
 /* What is known of an intercepted connection. Value of map_socks; copied to the accepted socket. */
 struct tp_record {
-	__u64 cookie;	 /* client's socket cookie */
-	__u64 netns;	 /* cookie of its network namespace */
-	__u64 cgroup_id; /* cgroup of the process that called connect() */
-	__u64 start_ns;	 /* CLOCK_BOOTTIME of connect() */
+	__u64 cookie;		/* client's socket cookie */
+	__u64 netns;		/* cookie of its network namespace */
+	__u64 cgroup_id;	/* cgroup of the process that called connect() */
+	__u64 start_ns;		/* CLOCK_BOOTTIME of connect() */
 	struct tp_endpoint dst; /* original destination */
 	struct tp_endpoint src; /* client address, known from TCP_CONNECT_CB on */
 	__u32 pid;		/* tgid in the initial pid namespace */
 	__u32 uid;
 	__u32 gid;
-	struct tp_endpoint local; /* what getsockname answers: the source the server sees; 0: unknown */
+	struct tp_endpoint
+		local; /* what getsockname answers: the source the server sees; 0: unknown */
 	char comm[TP_COMM_LEN];
 	__u32 mark;	  /* the client's SO_MARK */
 	__u32 seq;	  /* of the held SYN: which attempt of this socket is meant */
@@ -54,21 +55,26 @@ struct tp_record {
 #define TP_RECORD_BOUND_ADDR 1 /* the client had chosen src.ip with bind() */
 #define TP_RECORD_BOUND_PORT 2 /* and src.port */
 
-/* Key of map_ports; the value is the client's socket cookie (__u64). */
+/*
+ * Key of map_ports, where the address is the client's and the value its socket cookie (__u64), and
+ * of map_failed, where it is a destination and the value the CLOCK_BOOTTIME (__u64, ns) until which
+ * it is left alone after a failure that its client could not be told properly.
+ */
 struct tp_port_key {
 	__u64 netns;
-	__u8 ip[16]; /* client address, as in tp_endpoint */
-	__u16 port;  /* client port, host order */
-	__u16 proxy_port;
+	__u8 ip[16];	  /* as in tp_endpoint */
+	__u16 port;	  /* host order */
+	__u16 proxy_port; /* 0 in map_failed */
 	__u32 reserved;
 };
 
 /*
- * Key of map_routes, a trie: where a connection cannot go. The value (__u32) is the errno of the missing
- * route, 0 where there is one. Written by the tproxyd of each network namespace.
+ * Key of map_routes, a trie: where a connection cannot go. The value (__u32) is the errno of the
+ * missing route, 0 where there is one. Written by the tproxyd of each network namespace.
  */
 struct tp_route_key {
-	__u32 prefixlen; /* in bits, over what follows: 64 of netns, 96 more before an IPv4 prefix */
+	__u32 prefixlen; /* in bits, over what follows: 64 of netns, 96 more before an IPv4 prefix
+			  */
 	__u64 netns;
 	__u8 ip[16]; /* as in tp_endpoint */
 } __attribute__((packed));
@@ -77,15 +83,16 @@ enum tp_role {
 	TP_ROLE_NONE,
 	TP_ROLE_LISTENER, /* trusted listener: clients may be sent here */
 	TP_ROLE_ACCEPTED, /* accepted from one, with the client's record */
-	TP_ROLE_REGISTER, /* throw-away socket: connect() stores the caller's tgid and netns, passes */
+	TP_ROLE_REGISTER, /* throw-away socket: connect() stores the caller's tgid and netns, passes
+			   */
 	TP_ROLE_SELFTEST, /* throw-away socket: connect() is redirected even for a proxy */
 };
 
 /*
  * Value of map_listeners (BPF_MAP_TYPE_SK_STORAGE, BPF_F_CLONE). User space writes it, through a
  * descriptor of the socket, with role and, for a listener, slot set. A listener's mark is cloned
- * into each accepted socket, which is how sockops knows the accepted end; there it is completed with
- * the record.
+ * into each accepted socket, which is how sockops knows the accepted end; there it is completed
+ * with the record.
  */
 struct tp_mark {
 	__u32 role;
@@ -97,12 +104,14 @@ struct tp_mark {
 };
 
 /*
- * The doorman, a filter on a listener, holds a client's handshake until its upstream is connected: it
- * hands the SYN to tproxyd and drops it; tproxyd sends it again, with the instance's grant mark, when
- * the client may come in. It keeps no state: a client whose SYN or event got lost sends another.
+ * The doorman, a filter on a listener, holds a client's handshake until its upstream is connected:
+ * it hands the SYN to tproxyd and drops it; tproxyd sends it again, with the instance's grant mark,
+ * when the client may come in. It keeps no state: a client whose SYN or event got lost sends
+ * another.
  */
 
-/* Value of map_doors, by the listener's socket cookie: what the doorman cannot ask the kernel for. */
+/* Value of map_doors, by the listener's socket cookie: what the doorman cannot ask the kernel for.
+ */
 struct tp_door {
 	__u64 netns;
 	__u16 proxy_port;
@@ -111,16 +120,17 @@ struct tp_door {
 };
 
 enum tp_event_type {
-	TP_EVENT_SYN,  /* a held SYN; the packet follows the record */
-	TP_EVENT_GONE, /* a held client gave up, or met the error it was sent */
-	TP_EVENT_STRAY, /* a packet that came before its connection was in place, to be sent again */
+	TP_EVENT_SYN,	/* a held SYN; the packet follows the record */
+	TP_EVENT_GONE,	/* a held client gave up, or met the error it was sent */
+	TP_EVENT_STRAY, /* a packet that came before its connection was in place, to be sent again
+			 */
 };
 
 #define TP_RING_SIZE (1 << 20) /* bytes: some 5,000 events */
 
 /*
- * A granted SYN carries, as its payload, the source address that the server sees. The doorman puts it
- * in the record, where getsockname finds it, and cuts it off: TCP never sees it.
+ * A granted SYN carries, as its payload, the source address that the server sees. The doorman puts
+ * it in the record, where getsockname finds it, and cuts it off: TCP never sees it.
  */
 struct tp_grant {
 	struct tp_endpoint local;
@@ -149,25 +159,29 @@ struct tp_event_gone {
 	__u64 cookie; /* the client's */
 };
 
-#define TP_STRAY_MAX 4096
+#define TP_STRAY_MAX   4096
+#define TP_STRAY_SMALL 256
 
 struct tp_event_stray {
 	__u32 type;
 	__u32 len;
 	struct tp_endpoint client;
-	__u8 segment[TP_STRAY_MAX]; /* TCP header and data; the checksum may be unfinished */
+	__u8 segment[TP_STRAY_MAX]; /* TCP header and data; the checksum may be unfinished. Only the
+				     * first TP_STRAY_SMALL bytes are there if len is no more. */
 };
 
 enum tp_policy {
 	TP_POLICY_DIRECT, /* no proxy: the connection goes out untouched */
-	TP_POLICY_REFUSE, /* no proxy: connect() fails with ECONNREFUSED (EPERM before Linux 5.18) */
+	TP_POLICY_REFUSE, /* no proxy: connect() fails with ECONNREFUSED (EPERM before Linux 5.18)
+			   */
 };
 
 /* A registered proxy: its connections from that network namespace are left alone. */
 struct tp_proxy {
 	__u64 netns;
 	__u32 tgid; /* as the kernel sees it in the initial pid namespace; 0: slot free */
-	__u32 connect_timeout; /* ms after which a held client meets ETIMEDOUT; 0: by its own timer */
+	__u32 connect_timeout; /* ms after which a held client meets ETIMEDOUT; 0: by its own timer
+				*/
 };
 
 /*
@@ -182,40 +196,41 @@ struct tp_config {
 	__u16 port;    /* listener port on 127.0.0.1 and ::1, host order; 0: not serving */
 	__u16 reserved;
 	__u32 grant; /* SO_MARK of SYNs that the doorman lets pass; random, made by the loader */
-	__u64 build;	 /* identifies the BPF object that is loaded */
+	__u64 build; /* identifies the BPF object that is loaded */
 	__u64 loaded_ns; /* CLOCK_REALTIME of the last load */
 	char name[TP_NAME_LEN];
 	struct tp_proxy proxies[TP_MAX_PROXIES];
 };
 
 /* Counters, one a decision: X(name, what it says to a human). Value of map_stats, per CPU. */
-#define TP_COUNTERS(X)                                                                      \
-	X(redirected, "connections sent to the proxy")                                      \
-	X(own_connection, "connections of a registered proxy, left alone")                  \
-	X(to_proxy, "connections made straight to the proxy's port, left to be reset")      \
-	X(kernel_socket, "connections of the kernel itself, left alone")                    \
-	X(not_tcp, "connects of other protocols, left alone")                               \
-	X(bound_device, "sockets bound to a device, left alone")                            \
-	X(not_unicast, "destinations that are no unicast address or port, left alone")      \
-	X(link_local, "IPv6 link-local destinations, left alone")                           \
-	X(no_listener, "no proxy listening in the client's network namespace")              \
-	X(untrusted_listener, "the proxy's port is held by a stranger")                     \
-	X(no_route, "destinations without a route, failed as without a proxy")              \
-	X(no_record_space, "map_socks is full or out of memory")                            \
-	X(passed_by_policy, "went direct because no proxy could take them")                 \
-	X(refused_by_policy, "refused because no proxy could take them")                    \
-	X(no_port_space, "map_ports is full or out of memory: the proxy will reset these")  \
-	X(accepted, "accepted by the proxy with their record")                              \
-	X(accepted_unknown, "accepted by the proxy without a record: it resets these")      \
-	X(original_dst, "SO_ORIGINAL_DST answered")                                         \
-	X(original_dst_missing, "SO_ORIGINAL_DST asked on an accepted socket that has none") \
-	X(peername, "getpeername answered with the original destination")                   \
-	X(sockname, "getsockname answered with the source that the server sees")            \
-	X(held, "handshakes held until the upstream answers")                               \
-	X(hold_unknown, "SYNs at the proxy's port without a record: let through to be reset") \
-	X(hold_no_space, "held handshakes dropped because the ring is full: the client retries") \
-	X(hold_stray, "packets that came before their connection was in place, sent again") \
-	X(hold_malformed, "packets at the proxy's port that are no proper SYN, dropped")    \
+#define TP_COUNTERS(X)                                                                             \
+	X(redirected, "connections sent to the proxy")                                             \
+	X(own_connection, "connections of a registered proxy, left alone")                         \
+	X(to_proxy, "connections made straight to the proxy's port, left to be reset")             \
+	X(kernel_socket, "connections of the kernel itself, left alone")                           \
+	X(not_tcp, "connects of other protocols, left alone")                                      \
+	X(bound_device, "sockets bound to a device, left alone")                                   \
+	X(not_unicast, "destinations that are no unicast address or port, left alone")             \
+	X(link_local, "IPv6 link-local destinations, left alone")                                  \
+	X(no_listener, "no proxy listening in the client's network namespace")                     \
+	X(untrusted_listener, "the proxy's port is held by a stranger")                            \
+	X(failed_before, "destinations that failed a moment ago, left alone for the native error") \
+	X(no_route, "destinations without a route, failed as without a proxy")                     \
+	X(no_record_space, "map_socks is full or out of memory")                                   \
+	X(passed_by_policy, "went direct because no proxy could take them")                        \
+	X(refused_by_policy, "refused because no proxy could take them")                           \
+	X(no_port_space, "map_ports is full or out of memory: the proxy will reset these")         \
+	X(accepted, "accepted by the proxy with their record")                                     \
+	X(accepted_unknown, "accepted by the proxy without a record: it resets these")             \
+	X(original_dst, "SO_ORIGINAL_DST answered")                                                \
+	X(original_dst_missing, "SO_ORIGINAL_DST asked on an accepted socket that has none")       \
+	X(peername, "getpeername answered with the original destination")                          \
+	X(sockname, "getsockname answered with the source that the server sees")                   \
+	X(held, "handshakes held until the upstream answers")                                      \
+	X(hold_unknown, "SYNs at the proxy's port without a record: let through to be reset")      \
+	X(hold_no_space, "held handshakes dropped because the ring is full: the client retries")   \
+	X(hold_stray, "packets that came before their connection was in place, sent again")        \
+	X(hold_malformed, "packets at the proxy's port that are no proper SYN, dropped")           \
 	X(record_freed, "records freed")
 
 struct tp_stats {
@@ -228,7 +243,7 @@ struct tp_stats {
  * A socket option of our own, answered by the getsockopt hook on an accepted socket: the whole
  * struct tp_record in one call. The level is one that no protocol uses.
  */
-#define TP_SOL 0x7470
+#define TP_SOL	     0x7470
 #define TP_SO_RECORD 1
 
 _Static_assert(sizeof(struct tp_endpoint) == 20, "tp_endpoint");

@@ -3,10 +3,10 @@
 #ifndef TPROXY_ADDR_BPF_H
 #define TPROXY_ADDR_BPF_H
 
-#define AF_INET 2
-#define AF_INET6 10
+#define AF_INET	       2
+#define AF_INET6       10
 #define V4_MAPPED_WORD bpf_htonl(0xffff)
-#define LOOPBACK_V4 bpf_htonl(0x7f000001)
+#define LOOPBACK_V4    bpf_htonl(0x7f000001)
 
 static __always_inline void ip_set_v4(__u8 ip[16], __be32 v4)
 {

@@ -4,8 +4,8 @@
 #define TPROXY_COMPAT_BPF_H
 
 /* Numbers of user-space headers that cannot be included here. They are part of the kernel's ABI. */
-#define SOCK_STREAM 1
-#define SOL_SOCKET 1
+#define SOCK_STREAM  1
+#define SOL_SOCKET   1
 #define SO_REUSEADDR 2
 
 /* The few kernel fields that are read, relocated at load time: no vmlinux.h of the build host. */
@@ -14,10 +14,10 @@ struct sock {
 } __attribute__((preserve_access_index));
 
 /*
- * Whether a length is within bounds, in the one form that every verifier follows: a single comparison
- * of the very register that is then used. clang would compare a copy of it. It can go with 6.8: before,
- * len != 0 did not imply len >= 1; before 5.16 what had been learnt was forgotten in a spill, so that
- * no call may come between this and the use.
+ * Whether a length is within bounds, in the one form that every verifier follows: a single
+ * comparison of the very register that is then used. clang would compare a copy of it. It can go
+ * with 6.8: before, len != 0 did not imply len >= 1; before 5.16 what had been learnt was forgotten
+ * in a spill, so that no call may come between this and the use.
  */
 static __always_inline int len_bound(__u32 *len, __u32 min, __u32 max)
 {
@@ -32,12 +32,15 @@ static __always_inline int len_bound(__u32 *len, __u32 min, __u32 max)
 
 /*
  * bpf_set_retval: 5.18. The branch is resolved at load time and the verifier drops the dead call.
- * Without it the kernel's own value stands: EPERM for a refused connect.
+ * Without it the kernel's own value stands: EPERM for a refused connect. The verifier of 7.3 wants
+ * to see, in all 64 bits, that it is an errno.
  */
 static __always_inline void retval_set(int err)
 {
+	long retval = -(long)(-err & 4095);
+
 	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_set_retval))
-		bpf_set_retval(err);
+		bpf_set_retval(retval);
 }
 
 static __always_inline int retval_settable(void)

@@ -35,9 +35,8 @@ static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const st
  * The proxy's listener in the client's own network namespace: answers whether a proxy is up, and
  * whether it is ours rather than somebody squatting on the port. Notes in the record which it is.
  */
-static __always_inline enum verdict listener_find(struct bpf_sock_addr *ctx,
-						  const struct tp_config *cfg, int v4,
-						  struct tp_record *rec)
+static __always_inline enum verdict
+listener_find(struct bpf_sock_addr *ctx, const struct tp_config *cfg, int v4, struct tp_record *rec)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct tp_mark *mark;
@@ -86,6 +85,16 @@ static __always_inline int route_error(struct bpf_sock_addr *ctx, const struct t
 	return error ? *error : 0;
 }
 
+static __always_inline int failed_before(const struct tp_record *rec)
+{
+	struct tp_port_key key;
+	__u64 *until;
+
+	port_key(&key, rec->netns, &rec->dst, 0);
+	until = bpf_map_lookup_elem(&map_failed, &key);
+	return until && *until > bpf_ktime_get_boot_ns();
+}
+
 static __always_inline int record_store(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
 					struct tp_record *rec)
 {
@@ -104,13 +113,17 @@ static __always_inline int record_store(struct bpf_sock_addr *ctx, struct bpf_so
 		rec->flags |= TP_RECORD_BOUND_PORT;
 		bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)); /* from 6.1 on */
 	}
-	if (sk->src_ip4 || sk->src_ip6[0] || sk->src_ip6[1] || sk->src_ip6[2] || sk->src_ip6[3])
+	/* An IPv4 socket has leftovers of an earlier connection in src_ip6. */
+	if (sk->family == AF_INET
+		    ? sk->src_ip4
+		    : sk->src_ip6[0] || sk->src_ip6[1] || sk->src_ip6[2] || sk->src_ip6[3])
 		rec->flags |= TP_RECORD_BOUND_ADDR;
 	bpf_get_current_comm(rec->comm, sizeof(rec->comm));
 	return bpf_map_update_elem(&map_socks, &rec->cookie, rec, BPF_ANY);
 }
 
-/* 1 where the socket was made for a purpose of tproxyd's own; *ret_redirect then says whether to redirect it. */
+/* 1 where the socket was made for a purpose of tproxyd's own; *ret_redirect then says whether to
+ * redirect it. */
 static __always_inline int special_socket(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
 					  int *ret_redirect)
 {
@@ -174,6 +187,10 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 	verdict = listener_find(ctx, cfg, v4, &rec);
 	if (verdict != VERDICT_REDIRECT)
 		return verdict;
+	if (failed_before(&rec)) {
+		COUNT(failed_before);
+		return VERDICT_PASS;
+	}
 	if (!sk->mark && route_error(ctx, dst)) { /* a mark may have routes of its own */
 		COUNT(no_route);
 		return VERDICT_NO_ROUTE;
@@ -189,15 +206,16 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 /* The return value of a connect hook for anything that is not redirected. */
 static __always_inline int connect_not_redirected(struct bpf_sock_addr *ctx,
 						  const struct tp_config *cfg,
-						  const struct tp_endpoint *dst, enum verdict verdict)
+						  const struct tp_endpoint *dst,
+						  enum verdict verdict)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 
 	/* A socket may connect again after a redirected attempt failed: getpeername must not answer
 	 * from that one. */
 	bpf_map_delete_elem(&map_socks, &cookie);
-	/* The error is ours to return, rather than the connection to let pass: should a route have come
-	 * up this instant, it would pass the proxy by. */
+	/* The error is ours to return, rather than the connection to let pass: should a route have
+	 * come up this instant, it would pass the proxy by. */
 	if (verdict == VERDICT_NO_ROUTE && retval_settable()) {
 		retval_set(-route_error(ctx, dst));
 		return 0;

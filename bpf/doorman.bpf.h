@@ -40,8 +40,8 @@ struct tcp_head {
 	__be16 urgent;
 };
 
-/* Reads the client's address and the offset of the TCP header from the IP header. 0, or -1: not TCP without extension
- * headers, so not from a TCP socket of this host. */
+/* Reads the client's address and the offset of the TCP header from the IP header. 0, or -1: not TCP
+ * without extension headers, so not from a TCP socket of this host. */
 static __always_inline int packet_client(struct __sk_buff *skb, struct tp_endpoint *client,
 					 __u32 *ret_tcp)
 {
@@ -85,8 +85,8 @@ static __always_inline int syn_copy(struct __sk_buff *skb, __u32 tcp_offset,
 }
 
 /*
- * The record of the client that sent the packet. The client may have been sent to an earlier listener on
- * this port: whose it is now is noted.
+ * The record of the client that sent the packet. The client may have been sent to an earlier
+ * listener on this port: whose it is now is noted.
  */
 static __always_inline struct tp_record *packet_record(struct __sk_buff *skb,
 						       const struct tp_endpoint *client)
@@ -166,28 +166,26 @@ static __always_inline int hold(struct __sk_buff *skb, __u32 tcp_offset, const s
 }
 
 /*
- * A connection moves from its request to its own socket in two steps, and a packet that is processed
- * on another CPU just then finds neither, but the listener, which would answer with a reset (before
- * Linux 6.19). Clients that we let in are exposed to it: their handshake is completed on tproxyd's CPU,
- * and they wake up and write on their own. So anything but a handshake that gets as far as the
- * listener is taken and sent again by tproxyd, after the handshake that it is busy with.
+ * A connection moves from its request to its own socket in two steps, and a packet that is
+ * processed on another CPU just then finds neither, but the listener, which would answer with a
+ * reset (before Linux 6.19). Clients that we let in are exposed to it: their handshake is completed
+ * on tproxyd's CPU, and they wake up and write on their own. So anything but a handshake that gets
+ * as far as the listener is taken and sent again by tproxyd, after the handshake that it is busy
+ * with.
  */
-static __always_inline int stray(struct __sk_buff *skb, const struct tp_endpoint *client)
+static __always_inline int stray_deliver(struct __sk_buff *skb, const struct tp_endpoint *client,
+					 void *ring, __u32 max)
 {
-	struct tp_record *rec = packet_record(skb, client);
-	void *ring = rec ? record_ring(rec) : NULL;
 	struct tp_event_stray *event;
 	__u32 len;
 
-	if (!ring)
-		return PACKET_PASS;
-	event = bpf_ringbuf_reserve(ring, sizeof(*event), 0);
+	event = bpf_ringbuf_reserve(ring, offsetof(struct tp_event_stray, segment) + max, 0);
 	if (!event) {
 		COUNT(hold_no_space);
 		return PACKET_DROP;
 	}
 	len = skb->len; /* only now, see len_bound() */
-	if (!len_bound(&len, sizeof(struct tcp_head), TP_STRAY_MAX)) {
+	if (!len_bound(&len, sizeof(struct tcp_head), max)) {
 		bpf_ringbuf_discard(event, 0);
 		return PACKET_DROP; /* the client sends it again by itself */
 	}
@@ -202,6 +200,18 @@ static __always_inline int stray(struct __sk_buff *skb, const struct tp_endpoint
 	bpf_ringbuf_submit(event, 0);
 	COUNT(hold_stray);
 	return PACKET_DROP;
+}
+
+static __always_inline int stray(struct __sk_buff *skb, const struct tp_endpoint *client)
+{
+	struct tp_record *rec = packet_record(skb, client);
+	void *ring = rec ? record_ring(rec) : NULL;
+
+	if (!ring)
+		return PACKET_PASS;
+	if (skb->len <= TP_STRAY_SMALL) /* the size of a reservation has to be a constant */
+		return stray_deliver(skb, client, ring, TP_STRAY_SMALL);
+	return stray_deliver(skb, client, ring, TP_STRAY_MAX);
 }
 
 static __always_inline int doorman(struct __sk_buff *skb)

@@ -47,6 +47,15 @@ struct {
 	__type(value, __u32);
 } map_routes SEC(".maps");
 
+/* Filled only by a tproxyd that does not hold handshakes. Losing an entry costs one native errno.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct tp_port_key);
+	__type(value, __u64);
+} map_failed SEC(".maps");
+
 /* A few entries a tproxyd; those of listeners that have gone are pushed out by new ones. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -56,8 +65,8 @@ struct {
 } map_doors SEC(".maps");
 
 /*
- * By slot of tp_config.proxies, the ring that this tproxyd reads: a ring has one reader, and there may
- * be a tproxyd in each network namespace. No ring: that one does not hold handshakes.
+ * By slot of tp_config.proxies, the ring that this tproxyd reads: a ring has one reader, and there
+ * may be a tproxyd in each network namespace. No ring: that one does not hold handshakes.
  */
 struct ring {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -79,12 +88,12 @@ struct {
 } map_stats SEC(".maps");
 
 /* Per CPU, so a plain increment; a preempted one may lose a count on PREEMPT_RT, never more. */
-#define COUNT(counter)                                                          \
-	do {                                                                    \
-		__u32 zero_ = 0;                                                \
+#define COUNT(counter)                                                             \
+	do {                                                                       \
+		__u32 zero_ = 0;                                                   \
 		struct tp_stats *stats_ = bpf_map_lookup_elem(&map_stats, &zero_); \
-		if (stats_)                                                     \
-			stats_->counter++;                                      \
+		if (stats_)                                                        \
+			stats_->counter++;                                         \
 	} while (0)
 
 /* The configuration, or NULL where nothing must be done: not committed yet, or not ours to read. */

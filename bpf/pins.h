@@ -12,23 +12,24 @@
 #ifndef TPROXY_PINS_H
 #define TPROXY_PINS_H
 
-#define BPFFS_ROOT "/sys/fs/bpf"
+#define BPFFS_ROOT	     "/sys/fs/bpf"
 #define PIN_DEFAULT_INSTANCE "tproxy"
-#define PIN_NEW_SUFFIX "~new"
+#define PIN_NEW_SUFFIX	     "~new"
 
-#define PIN_MAP_PREFIX "map_"
+#define PIN_MAP_PREFIX	"map_"
 #define PIN_PROG_PREFIX "prog_"
 #define PIN_LINK_PREFIX "link_"
 
 /* X(name): pinned as map_NAME, called map_NAME in the object. */
-#define PIN_MAPS(X) X(config) X(socks) X(ports) X(listeners) X(doors) X(rings) X(routes) X(stats)
+#define PIN_MAPS(X) \
+	X(config) X(socks) X(ports) X(listeners) X(doors) X(rings) X(routes) X(failed) X(stats)
 
 /* X(name, attach type): pinned as prog_NAME, called tp_NAME in the object, attached to a cgroup. */
-#define PIN_HOOKS(X)                                 \
-	X(connect4, BPF_CGROUP_INET4_CONNECT)        \
-	X(connect6, BPF_CGROUP_INET6_CONNECT)        \
-	X(sockops, BPF_CGROUP_SOCK_OPS)              \
-	X(getsockopt, BPF_CGROUP_GETSOCKOPT)         \
+#define PIN_HOOKS(X)                                  \
+	X(connect4, BPF_CGROUP_INET4_CONNECT)         \
+	X(connect6, BPF_CGROUP_INET6_CONNECT)         \
+	X(sockops, BPF_CGROUP_SOCK_OPS)               \
+	X(getsockopt, BPF_CGROUP_GETSOCKOPT)          \
 	X(getpeername4, BPF_CGROUP_INET4_GETPEERNAME) \
 	X(getpeername6, BPF_CGROUP_INET6_GETPEERNAME) \
 	X(getsockname4, BPF_CGROUP_INET4_GETSOCKNAME) \

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The life of a record after connect(). It is freed when the client's socket reaches CLOSE, whichever
- * way it got there; the accepted socket has a copy of its own by then.
+ * The life of a record after connect(). It is freed when the client's socket reaches CLOSE,
+ * whichever way it got there; the accepted socket has a copy of its own by then.
  *
  * barrier() ends one branch wherever two read different context fields: clang would otherwise merge
  * the loads into one through a computed pointer, which the verifier refuses.
@@ -29,17 +29,19 @@ static __always_inline void record_free(__u64 cookie)
 
 /*
  * The upper bound of a held connect(). TCP_USER_TIMEOUT makes the kernel end the handshake with the
- * ETIMEDOUT of its own; it is taken back when the handshake has succeeded. A client that has set one
- * keeps its own.
+ * ETIMEDOUT of its own; it is taken back when the handshake has succeeded. A client that has set
+ * one keeps its own.
  */
-static __always_inline void connect_timeout_set(struct bpf_sock_ops *ctx, const struct tp_record *rec)
+static __always_inline void connect_timeout_set(struct bpf_sock_ops *ctx,
+						const struct tp_record *rec)
 {
 	struct tp_config *cfg = config_get();
 	__u32 slot = rec->slot;
 	int timeout = 0;
 
 	if (!cfg || slot >= TP_MAX_PROXIES || !cfg->proxies[slot].connect_timeout ||
-	    bpf_getsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout)) || timeout)
+	    bpf_getsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout)) ||
+	    timeout)
 		return;
 	timeout = cfg->proxies[slot].connect_timeout;
 	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout));

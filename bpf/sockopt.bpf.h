@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * getsockopt on the accepted end: SO_ORIGINAL_DST as netfilter's REDIRECT answers it, so that proxies
- * written for that work unchanged, and TP_SO_RECORD for tproxyd. Answered from the socket's own copy
- * of the record, even where the kernel's call succeeded: with conntrack active it names the proxy
- * itself, and a proxy that believes it dials itself.
+ * getsockopt on the accepted end: SO_ORIGINAL_DST as netfilter's REDIRECT answers it, so that
+ * proxies written for that work unchanged, and TP_SO_RECORD for tproxyd. Answered from the socket's
+ * own copy of the record, even where the kernel's call succeeded: with conntrack active it names
+ * the proxy itself, and a proxy that believes it dials itself.
  */
 #ifndef TPROXY_SOCKOPT_BPF_H
 #define TPROXY_SOCKOPT_BPF_H
 
-#define SOL_IP 0
-#define SOL_IPV6 41
+#define SOL_IP		0
+#define SOL_IPV6	41
 #define SO_ORIGINAL_DST 80 /* IP6T_SO_ORIGINAL_DST is the same number */
 
 struct sockaddr_in_out {

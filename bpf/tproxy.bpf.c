@@ -2,13 +2,12 @@
 /*
  * Theory of operation
  *
- * connect4/6	decide what happens to a connect() (connect.bpf.h). A redirected one leaves a record in
- *		map_socks under the client's socket cookie.
- * sockops	TCP_CONNECT, client end: the port is known, the SYN unsent: map_ports ties it to the cookie.
- *		PASSIVE_ESTABLISHED, accepted end (known by the mark cloned from its listener): the
- *		record is copied to the socket, where it lives as long as the socket does.
- *		STATE -> CLOSE, client end: both entries go.
- * sock_release	the same for a client that never got as far as TCP_CONNECT.
+ * connect4/6	decide what happens to a connect() (connect.bpf.h). A redirected one leaves a record
+ *in map_socks under the client's socket cookie. sockops	TCP_CONNECT, client end: the port is
+ *known, the SYN unsent: map_ports ties it to the cookie. PASSIVE_ESTABLISHED, accepted end (known
+ *by the mark cloned from its listener): the record is copied to the socket, where it lives as long
+ *as the socket does. STATE -> CLOSE, client end: both entries go. sock_release	the same for a
+ *client that never got as far as TCP_CONNECT.
  * getsockopt	SO_ORIGINAL_DST and the whole record, on the accepted end.
  * getpeername	the original destination, on the client end.
  * getsockname	the address and port the server sees, on the client end, once tproxyd knows it.

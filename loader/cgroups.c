@@ -26,7 +26,7 @@ static int cgroup_add(struct cgroups *cgs, const char *path, struct failure *f)
 	cg->fd = cgroup_open(path, &cg->id, f);
 	if (cg->fd < 0)
 		return cg->fd;
-	err = cgroup_path(cg->id, cg->path);
+	err = cgroup_path_of(cg->fd, cg->path);
 	if (err) {
 		cg->fd = fd_close(cg->fd);
 		return fail(f, err, "cannot find cgroup %s in the cgroup2 hierarchy: %s", path,

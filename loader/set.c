@@ -10,8 +10,9 @@
 #include "remedy.h"
 
 const enum pin_prog set_attach_order[PIN_HOOK_COUNT] = {
-	PIN_PROG_sockops,      PIN_PROG_sock_release, PIN_PROG_getsockopt, PIN_PROG_getpeername4,
-	PIN_PROG_getpeername6, PIN_PROG_getsockname4, PIN_PROG_getsockname6, PIN_PROG_connect4,     PIN_PROG_connect6,
+	PIN_PROG_sockops,      PIN_PROG_sock_release, PIN_PROG_getsockopt,
+	PIN_PROG_getpeername4, PIN_PROG_getpeername6, PIN_PROG_getsockname4,
+	PIN_PROG_getsockname6, PIN_PROG_connect4,     PIN_PROG_connect6,
 };
 
 /* What a file's name claims to be. */

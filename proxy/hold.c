@@ -7,11 +7,13 @@
  *	accept()	    -> session_accepted() pairs it by cookie: relay
  *	upstream failed	    -> reset or ICMP error to the client: LIST_REFUSED
  *	doorman: STRAY	    -> sent again, see there
- *	doorman: GONE	    -> the client's socket left SYN_SENT for CLOSE: it gave up, or met the error
+ *	doorman: GONE	    -> the client's socket left SYN_SENT for CLOSE: it gave up, or met the
+ *error
  *
- * Nothing here is the only copy of anything: a lost event or packet is replaced when the client's own
- * timer sends its SYN again. An ICMP error that arrives while the client is still inside connect(),
- * with the socket locked, is only noted by the kernel: it is sent again until the client has gone.
+ * Nothing here is the only copy of anything: a lost event or packet is replaced when the client's
+ *own timer sends its SYN again. An ICMP error that arrives while the client is still inside
+ *connect(), with the socket locked, is only noted by the kernel: it is sent again until the client
+ *has gone.
  */
 #include "hold.h"
 
@@ -36,8 +38,8 @@ static struct packet_flow flow_of(const struct proxy *p, const struct tp_endpoin
 				    .listener = listener_address(p, client->family)};
 }
 
-/* Raw sockets send to where the packet's own header says; the address only selects the route. A packet
- * that does not get out is made up for by the client's next SYN. */
+/* Raw sockets send to where the packet's own header says; the address only selects the route. A
+ * packet that does not get out is made up for by the client's next SYN. */
 static void send_packet(const struct proxy *p, const struct tp_endpoint *to, const uint8_t *packet,
 			size_t len)
 {
@@ -135,7 +137,14 @@ void hold_expired(struct proxy *p, struct session *s)
 
 static void on_gone(struct proxy *p, struct session *s)
 {
-	session_finish(p, s, s->list == LIST_REFUSED ? END_CONNECT_FAILED : END_CLIENT_GAVE_UP, 1);
+	uint64_t limit = p->settings.connect_timeout;
+	enum session_end end = END_CLIENT_GAVE_UP;
+
+	if (s->list == LIST_REFUSED)
+		end = END_CONNECT_FAILED;
+	else if (limit && p->now_ms - s->start_ms >= limit)
+		end = END_CONNECT_TIMEOUT;
+	session_finish(p, s, end, 1);
 }
 
 static void on_syn(struct proxy *p, const struct tp_event_syn *event)
@@ -161,12 +170,12 @@ static void on_syn(struct proxy *p, const struct tp_event_syn *event)
 		send_error(p, s);
 }
 
-static void on_stray(struct proxy *p, const struct tp_event_stray *event)
+static void on_stray(struct proxy *p, const struct tp_event_stray *event, size_t size)
 {
 	struct packet_flow flow = flow_of(p, &event->client);
 	uint8_t packet[PACKET_MAX + TP_STRAY_MAX];
 
-	if (event->len >= 20 && event->len <= sizeof(event->segment))
+	if (event->len >= 20 && event->len <= size - offsetof(struct tp_event_stray, segment))
 		send_packet(p, &flow.listener, packet,
 			    packet_segment(&flow, event->segment, event->len, packet));
 }
@@ -183,6 +192,7 @@ static int on_event(void *ctx, void *data, size_t size)
 	struct proxy *p = ctx;
 	struct session *s;
 
+	/* The kernel rounds nothing up: a size that is none of ours is not from our hooks. */
 	if (size < sizeof(struct tp_event_gone) || size > sizeof(event))
 		return 0;
 	memcpy(&event, data, size);
@@ -196,7 +206,7 @@ static int on_event(void *ctx, void *data, size_t size)
 			on_gone(p, s);
 		break;
 	case TP_EVENT_STRAY:
-		on_stray(p, &event.stray);
+		on_stray(p, &event.stray, size);
 		break;
 	}
 	return 0;
@@ -214,7 +224,8 @@ static int raw_open(const struct proxy *p, int family, struct failure *f)
 	__u32 grant = p->instance.config->grant;
 
 	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_MARK, &grant, sizeof(grant)))
-		return fail(f, -errno, "cannot open a raw socket for held handshakes: %m; it takes "
+		return fail(f, -errno,
+			    "cannot open a raw socket for held handshakes: %m; it takes "
 			    "CAP_NET_RAW and CAP_NET_ADMIN, or hold = off");
 	return TAKE_FD(fd);
 }
@@ -226,7 +237,8 @@ static int attach_doorman(struct proxy *p, struct failure *f)
 	if (prog < 0)
 		return prog;
 	for (int i = 0; i < LISTENER_COUNT; i++) {
-		struct tp_door door = {.netns = p->netns, .proxy_port = p->port, .slot = p->shared->slot};
+		struct tp_door door = {
+			.netns = p->netns, .proxy_port = p->port, .slot = p->shared->slot};
 		socklen_t len = sizeof(__u64);
 		__u64 cookie;
 
@@ -234,7 +246,8 @@ static int attach_doorman(struct proxy *p, struct failure *f)
 			continue;
 		if (getsockopt(p->shared->listener[i], SOL_SOCKET, SO_COOKIE, &cookie, &len) ||
 		    bpf_map_update_elem(p->instance.map[PIN_MAP_doors], &cookie, &door, BPF_ANY) ||
-		    setsockopt(p->shared->listener[i], SOL_SOCKET, SO_ATTACH_BPF, &prog, sizeof(prog)))
+		    setsockopt(p->shared->listener[i], SOL_SOCKET, SO_ATTACH_BPF, &prog,
+			       sizeof(prog)))
 			return fail(f, -errno, "cannot put the doorman on the listener: %m");
 	}
 	return 0;
@@ -265,7 +278,8 @@ int hold_open(struct proxy *p, struct failure *f)
 	if (err)
 		return err;
 	if (sh->ring < 0)
-		sh->ring = bpf_map_create(BPF_MAP_TYPE_RINGBUF, "tproxyd_ring", 0, 0, TP_RING_SIZE, NULL);
+		sh->ring = bpf_map_create(BPF_MAP_TYPE_RINGBUF, "tproxyd_ring", 0, 0, TP_RING_SIZE,
+					  NULL);
 	if (sh->ring < 0)
 		return fail(f, -errno, "cannot make a ring buffer: %m");
 	/* How far it was read is written in the ring: an event that was in hand comes again. */
@@ -278,7 +292,8 @@ int hold_open(struct proxy *p, struct failure *f)
 	if (!p->fresh) /* all is in place, and to put it there again would take 10 ms of RCU */
 		return 0;
 	if (bpf_map_update_elem(p->instance.map[PIN_MAP_rings], &sh->slot, &sh->ring, BPF_ANY))
-		return fail(f, -errno, "cannot enter the ring buffer in map_rings of instance %s: %m",
+		return fail(f, -errno,
+			    "cannot enter the ring buffer in map_rings of instance %s: %m",
 			    p->instance.name);
 	return attach_doorman(p, f);
 }

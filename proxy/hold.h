@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Held handshakes: a client's connect() returns when its upstream has answered, and returns what that
- * answered. The doorman (bpf/doorman.bpf.h) delivers the SYNs.
+ * Held handshakes: a client's connect() returns when its upstream has answered, and returns what
+ * that answered. The doorman (bpf/doorman.bpf.h) delivers the SYNs.
  */
 #ifndef TPROXY_HOLD_H
 #define TPROXY_HOLD_H
 
 #include "proxy.h"
 
-/* Opens the raw sockets and the ring where a predecessor has not, and puts the doorman on the listeners. */
+/* Opens the raw sockets and the ring where a predecessor has not, and puts the doorman on the
+ * listeners. */
 int hold_open(struct proxy *p, struct failure *f);
 void hold_close(struct proxy *p);
 

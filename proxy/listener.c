@@ -12,8 +12,10 @@
 #include "endpoint.h"
 #include "hold.h"
 
-#define SELFTEST_TIMEOUT_MS 2000
-#define SELFTEST_PORT	    9
+#define SELFTEST_TIMEOUT_MS  2000
+#define KEEPALIVE_IDLE_S     60
+#define KEEPALIVE_INTERVAL_S 10
+#define SELFTEST_PORT	     9
 
 /* The discard port here: should the connection not be redirected, it leaves the host in no case. */
 static const struct tp_endpoint selftest_dst[LISTENER_COUNT] = {
@@ -32,16 +34,22 @@ static int listen_on(const struct tp_endpoint *where, uint16_t port)
 	struct sockaddr_storage addr;
 	int fd _cleanup_fd_ = -1;
 	socklen_t len;
-	int one = 1;
+	int one = 1, idle = KEEPALIVE_IDLE_S, interval = KEEPALIVE_INTERVAL_S;
 
 	ep.port = port;
 	endpoint_to_sockaddr(&ep, &addr, &len);
 	fd = socket(ep.family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
 	if (fd < 0)
 		return -errno;
-	/* Accepted sockets inherit TCP_NODELAY: without it a write-write-read client waits 40 ms. */
+	/*
+	 * Accepted sockets inherit these. Without TCP_NODELAY a write-write-read client waits 40
+	 * ms. The keepalive, over loopback, finds a client whose reset was lost.
+	 */
 	if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)) ||
 	    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) ||
+	    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &one, sizeof(one)) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle)) ||
+	    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval)) ||
 	    (ep.family == AF_INET6 &&
 	     setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one))) ||
 	    bind(fd, (struct sockaddr *)&addr, len) || listen(fd, INT32_MAX))
@@ -58,15 +66,16 @@ static int open_failed(const struct proxy *p, int family, int err, struct failur
 			    "cannot listen on %s:%u: another process holds it (another tproxyd of "
 			    "instance %s, or a stranger); find it with: ss -ltnp 'sport = %u'",
 			    ip, p->port, p->instance.name, p->port);
-	return fail(f, err, "cannot listen on %s:%u: %s; is the loopback interface up?", ip, p->port,
-		    strerror(-err));
+	return fail(f, err, "cannot listen on %s:%u: %s; is the loopback interface up?", ip,
+		    p->port, strerror(-err));
 }
 
 int listener_open(struct proxy *p, struct failure *f)
 {
 	p->port = p->shared->port = p->instance.config->port;
 	if (!p->port)
-		return fail(f, -EINVAL, "instance %s has no port; load it anew: tproxy-load --name %s",
+		return fail(f, -EINVAL,
+			    "instance %s has no port; load it anew: tproxy-load --name %s",
 			    p->instance.name, p->instance.name);
 	for (int i = 0; i < LISTENER_COUNT; i++) {
 		int fd = listen_on(&loopback[i], p->port);
@@ -93,8 +102,8 @@ static int mark_set(const struct proxy *p, int fd, enum tp_role role)
 {
 	struct tp_mark mark = {.role = role, .slot = p->shared->slot, .netns = p->netns};
 
-	return bpf_map_update_elem(p->instance.map[PIN_MAP_listeners], &fd, &mark, BPF_ANY) ? -errno :
-											       0;
+	return bpf_map_update_elem(p->instance.map[PIN_MAP_listeners], &fd, &mark, BPF_ANY) ? -errno
+											    : 0;
 }
 
 /* The slot that was a predecessor's, with its pid in it still, or a free one. */
@@ -142,22 +151,28 @@ int listener_register(struct proxy *p, struct failure *f)
 		return fail(f, -errno, "cannot read map_listeners of instance %s: %m",
 			    p->instance.name);
 	if (!mark.tgid && !p->instance.config->enabled)
-		return fail(f, -EAGAIN, "the hooks of instance %s are loaded but not enabled; run "
-			    "tproxy-load --name %s", p->instance.name, p->instance.name);
-	if (!mark.tgid)
-		return fail(f, -EXDEV,
-			    "this process is in no cgroup that the hooks of instance %s are attached to, "
-			    "so they could not answer for the connections it accepts; start it inside one "
-			    "of them (tproxy status --name %s), or add its own: tproxy-load --cgroup",
+		return fail(f, -EAGAIN,
+			    "the hooks of instance %s are loaded but not enabled; run "
+			    "tproxy-load --name %s",
 			    p->instance.name, p->instance.name);
+	if (!mark.tgid)
+		return fail(
+			f, -EXDEV,
+			"this process is in no cgroup that the hooks of instance %s are attached "
+			"to, "
+			"so they could not answer for the connections it accepts; start it inside "
+			"one "
+			"of them (tproxy status --name %s), or add its own: tproxy-load --cgroup",
+			p->instance.name, p->instance.name);
 	p->tgid = mark.tgid;
 	p->netns = mark.netns;
 
 	slot = take_slot(p);
 	if (!slot)
-		return fail(f, -EUSERS, "instance %s has %d proxies registered already, the most it can "
-			    "have; stop one (tproxy status --name %s)", p->instance.name, TP_MAX_PROXIES,
-			    p->instance.name);
+		return fail(f, -EUSERS,
+			    "instance %s has %d proxies registered already, the most it can "
+			    "have; stop one (tproxy status --name %s)",
+			    p->instance.name, TP_MAX_PROXIES, p->instance.name);
 	p->shared->slot = slot - p->instance.config->proxies;
 	slot->connect_timeout = p->settings.hold ? p->settings.connect_timeout : 0;
 	slot->netns = p->netns;
@@ -168,10 +183,13 @@ int listener_register(struct proxy *p, struct failure *f)
 int listener_trust(struct proxy *p, struct failure *f)
 {
 	for (int i = 0; i < LISTENER_COUNT; i++) {
-		int err = p->shared->listener[i] < 0 ? 0 : mark_set(p, p->shared->listener[i], TP_ROLE_LISTENER);
+		int err = p->shared->listener[i] < 0
+				  ? 0
+				  : mark_set(p, p->shared->listener[i], TP_ROLE_LISTENER);
 
 		if (err)
-			return fail(f, err, "cannot mark the listener in map_listeners of instance %s: %s",
+			return fail(f, err,
+				    "cannot mark the listener in map_listeners of instance %s: %s",
 				    p->instance.name, strerror(-err));
 	}
 	return 0;
@@ -181,7 +199,8 @@ void listener_distrust(struct proxy *p)
 {
 	for (int i = 0; i < LISTENER_COUNT; i++)
 		if (p->shared->listener[i] >= 0)
-			bpf_map_delete_elem(p->instance.map[PIN_MAP_listeners], &p->shared->listener[i]);
+			bpf_map_delete_elem(p->instance.map[PIN_MAP_listeners],
+					    &p->shared->listener[i]);
 }
 
 void listener_close(struct proxy *p)
@@ -222,7 +241,8 @@ static int original_dst_is(int fd, const struct tp_endpoint *dst)
 static int accept_own(struct proxy *p, int listener, __u64 cookie,
 		      void (*accepted)(struct proxy *p, int fd))
 {
-	struct pollfd polls[] = {{.fd = listener, .events = POLLIN}, {.fd = p->shared->ring, .events = POLLIN}};
+	struct pollfd polls[] = {{.fd = listener, .events = POLLIN},
+				 {.fd = p->shared->ring, .events = POLLIN}};
 	struct tp_record rec;
 
 	while (poll(polls, ARRAY_SIZE(polls), SELFTEST_TIMEOUT_MS) > 0) {
@@ -260,14 +280,19 @@ static int selftest_family(struct proxy *p, int family, void (*accepted)(struct 
 	if (connect(client, (struct sockaddr *)&addr, len) && errno != EINPROGRESS)
 		return fail(f, -errno,
 			    "self-test: a connection to %s was not redirected to port %u: %m; see "
-			    "tproxy doctor", text, p->port);
+			    "tproxy doctor",
+			    text, p->port);
 	server = accept_own(p, p->shared->listener[family], cookie, accepted);
 	if (server < 0)
-		return fail(f, server, "self-test: a connection to %s did not arrive at port %u; see "
-			    "tproxy doctor", text, p->port);
+		return fail(f, server,
+			    "self-test: a connection to %s did not arrive at port %u; see "
+			    "tproxy doctor",
+			    text, p->port);
 	if (!original_dst_is(server, dst))
-		return fail(f, -EPROTO, "self-test: SO_ORIGINAL_DST does not name %s; are other programs "
-			    "attached to the getsockopt hook? see tproxy doctor", text);
+		return fail(f, -EPROTO,
+			    "self-test: SO_ORIGINAL_DST does not name %s; are other programs "
+			    "attached to the getsockopt hook? see tproxy doctor",
+			    text);
 	return 0;
 }
 

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The listeners and what makes them trusted: binding, registration in map_config, the marks that let
- * the hooks send clients here, and the self-test that proves it all before anybody is told READY.
+ * The listeners and what makes them trusted: binding, registration in map_config, the marks that
+ * let the hooks send clients here, and the self-test that proves it all before anybody is told
+ * READY.
  */
 #ifndef TPROXY_LISTENER_H
 #define TPROXY_LISTENER_H
 
 #include "proxy.h"
 
-/* Binds and listens on 127.0.0.1 and ::1 at the instance's port; not marked yet. IPv6 may be absent. */
+/* Binds and listens on 127.0.0.1 and ::1 at the instance's port; not marked yet. IPv6 may be
+ * absent. */
 int listener_open(struct proxy *p, struct failure *f);
 
 /* Learns from the hooks which tgid and namespace the kernel sees, and enters them in map_config. */
@@ -19,7 +21,8 @@ int listener_trust(struct proxy *p, struct failure *f);
 
 /* Connects through the hooks to ourselves, as a client would, and reads the answer back. Other
  * clients' connections that are met on the way are handed to `accepted`. */
-int listener_selftest(struct proxy *p, void (*accepted)(struct proxy *p, int fd), struct failure *f);
+int listener_selftest(struct proxy *p, void (*accepted)(struct proxy *p, int fd),
+		      struct failure *f);
 
 /* Takes the marks away: no further client is sent here, queued ones can still be accepted. */
 void listener_distrust(struct proxy *p);
@@ -30,7 +33,8 @@ void listener_close(struct proxy *p);
 /* Where the listener of a family is. */
 struct tp_endpoint listener_address(const struct proxy *p, int family);
 
-/* What the hooks know of an accepted connection. 0, or -ENOENT: nothing, so it is no client of ours. */
+/* What the hooks know of an accepted connection. 0, or -ENOENT: nothing, so it is no client of
+ * ours. */
 int listener_record(int fd, struct tp_record *ret_record);
 
 #endif

@@ -16,14 +16,17 @@
 #define BATCH	     256
 #define ACCEPT_BATCH 64
 #define RESUME_MS    100 /* how long accepting pauses when descriptors or slots ran out */
-#define LINGER_MS    100 /* clients that were redirected just before the mark went are still served */
+#define LINGER_MS                                                                      \
+	100 /* clients that were redirected just before the mark went are still served \
+	     */
 
 static int watch_listeners(struct proxy *p)
 {
 	for (int i = 0; i < LISTENER_COUNT; i++) {
-		int err = p->shared->listener[i] < 0 ? 0 :
-					       event_add(p->shared->epoll, p->shared->listener[i], EPOLLIN,
-							 event_pack(EVENT_LISTENER, i, 0));
+		int err = p->shared->listener[i] < 0
+				  ? 0
+				  : event_add(p->shared->epoll, p->shared->listener[i], EPOLLIN,
+					      event_pack(EVENT_LISTENER, i, 0));
 
 		if (err)
 			return err;
@@ -81,7 +84,8 @@ static void out_of(struct proxy *p, const char *what)
 	pause_accepting(p);
 	if (log_allowed(&limit, &missed))
 		log_warning("not accepting for now: %s; %u sessions are open, new ones wait in the "
-			    "backlog", what, table_used(&p->table));
+			    "backlog",
+			    what, table_used(&p->table));
 }
 
 static void accept_batch(struct proxy *p, int listener)
@@ -96,7 +100,8 @@ static void accept_batch(struct proxy *p, int listener)
 		fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 		if (fd >= 0) {
 			session_accepted(p, fd);
-			/* Whom we let in we know: without more of them there is nobody to ask for. */
+			/* Whom we let in we know: without more of them there is nobody to ask for.
+			 */
 			if (p->ring && !p->table.lists[LIST_GRANTED].count)
 				return;
 			continue;
@@ -108,6 +113,7 @@ static void accept_batch(struct proxy *p, int listener)
 		case ENFILE:
 		case ENOBUFS:
 		case ENOMEM:
+			pipes_trim(&p->pipes);
 			out_of(p, strerror(errno));
 			return;
 		default: /* the connection has already failed (accept(2)): on to the next */

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: BSD-2-Clause
-/* tproxyd: reads its settings, opens an instance's pins, listens; the rest is the master's and its worker's. */
+/* tproxyd: reads its settings, opens an instance's pins, listens; the rest is the master's and its
+ * worker's. */
 #include <stddef.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -16,43 +17,83 @@ static const char *const log_levels[] = {"err", "warning", "notice", "info", "de
 
 static const struct opt options[] = {
 	OPT_COMMON,
-	{.name = "connect-timeout", .type = OPT_DURATION, .arg = "TIME",
-	 .offset = offsetof(struct settings, connect_timeout), .min = 1, .max = 3600000,
+	{.name = "connect-timeout",
+	 .type = OPT_DURATION,
+	 .arg = "TIME",
+	 .offset = offsetof(struct settings, connect_timeout),
+	 .min = 1,
+	 .max = 3600000,
 	 .help = "give an upstream up to TIME (default: 5s; held clients: as long as they wait)"},
-	{.name = "drain-timeout", .type = OPT_DURATION, .arg = "TIME",
-	 .offset = offsetof(struct settings, drain_timeout), .min = 0, .max = 86400000,
+	{.name = "drain-timeout",
+	 .type = OPT_DURATION,
+	 .arg = "TIME",
+	 .offset = offsetof(struct settings, drain_timeout),
+	 .min = 0,
+	 .max = 86400000,
 	 .help = "on SIGTERM let sessions go on for up to TIME (default: 30s)"},
-	{.name = "grace", .type = OPT_DURATION, .arg = "TIME",
-	 .offset = offsetof(struct settings, grace), .min = 100, .max = 3600000,
+	{.name = "grace",
+	 .type = OPT_DURATION,
+	 .arg = "TIME",
+	 .offset = offsetof(struct settings, grace),
+	 .min = 100,
+	 .max = 3600000,
 	 .help = "after TIME without a worker the failure policy applies (default: 10s)"},
-	{.name = "max-sessions", .type = OPT_UINT, .arg = "N",
-	 .offset = offsetof(struct settings, max_sessions), .min = 1, .max = TABLE_MAX_SLOTS,
+	{.name = "max-sessions",
+	 .type = OPT_UINT,
+	 .arg = "N",
+	 .offset = offsetof(struct settings, max_sessions),
+	 .min = 1,
+	 .max = TABLE_MAX_SLOTS,
 	 .help = "sessions at once; more wait in the backlog (default: 65536)"},
-	{.name = "hold", .type = OPT_CHOICE, .arg = "on|off",
-	 .choices = (const char *const[]){"off", "on", NULL}, .offset = offsetof(struct settings, hold),
+	{.name = "hold",
+	 .type = OPT_CHOICE,
+	 .arg = "on|off",
+	 .choices = (const char *const[]){"off", "on", NULL},
+	 .offset = offsetof(struct settings, hold),
 	 .help = "a client's connect() waits for its upstream and gets its errno (default: on)"},
-	{.name = "log-level", .letter = 'l', .type = OPT_CHOICE, .arg = "LEVEL",
-	 .choices = log_levels, .offset = offsetof(struct settings, log_level),
+	{.name = "native-retry",
+	 .type = OPT_DURATION,
+	 .arg = "TIME",
+	 .offset = offsetof(struct settings, native_retry),
+	 .min = 0,
+	 .max = 60000,
+	 .help = "without hold, leave a failed destination alone for TIME (default: 3s; 0: never)"},
+	{.name = "log-level",
+	 .letter = 'l',
+	 .type = OPT_CHOICE,
+	 .arg = "LEVEL",
+	 .choices = log_levels,
+	 .offset = offsetof(struct settings, log_level),
 	 .help = "err, warning, notice, info or debug (default: info)"},
-	{.name = "log-sessions", .type = OPT_CHOICE, .arg = "yes|no",
+	{.name = "log-sessions",
+	 .type = OPT_CHOICE,
+	 .arg = "yes|no",
 	 .choices = (const char *const[]){"no", "yes", NULL},
 	 .offset = offsetof(struct settings, log_sessions),
 	 .help = "one line a session, when it ends (default: yes)"},
-	{.name = "check", .type = OPT_FLAG, .offset = offsetof(struct settings, check),
-	 .help = "say whether settings and hooks allow to serve, and end", .command_line_only = 1},
+	{.name = "check",
+	 .type = OPT_FLAG,
+	 .offset = offsetof(struct settings, check),
+	 .help = "say whether settings and hooks allow to serve, and end",
+	 .command_line_only = 1},
 	{0},
 };
 
 static const struct opt_program program = {
 	.name = "tproxyd",
 	.usage = "[OPTION]...",
-	.about = "Serves the connections that the hooks of an instance redirect: connects to where each was\n"
+	.about = "Serves the connections that the hooks of an instance redirect: connects to where "
+		 "each was\n"
 		 "going and relays. The hooks must be loaded (tproxy-load) and cover this process.",
 	.section = "proxy",
 	.opts = options,
-	.epilogue = "SIGTERM and SIGINT stop accepting and let open sessions end; a second one ends them.\n"
-		    "SIGHUP reads the settings anew, and the program, where another is in its place; sessions go on.\n"
-		    "Exit status: 0 stopped as told, 1 could not start or go on, 2 wrong usage or settings.",
+	.epilogue = "SIGTERM and SIGINT stop accepting and let open sessions end; a second one "
+		    "ends them.\n"
+		    "SIGHUP reads the settings anew, and the program, where another is in its "
+		    "place;\n"
+		    "sessions go on.\n"
+		    "Exit status: 0 stopped as told, 1 could not start or go on, 2 wrong usage or "
+		    "settings.",
 };
 
 /* As many descriptors as we may have: a session takes two, a blocked direction two more. */
@@ -68,7 +109,9 @@ static uint64_t raise_fd_limit(void)
 	return limit.rlim_cur;
 }
 
-#define WANTED_MAPS (1U << PIN_MAP_listeners | 1U << PIN_MAP_doors | 1U << PIN_MAP_rings | 1U << PIN_MAP_routes)
+#define WANTED_MAPS                                                            \
+	(1U << PIN_MAP_listeners | 1U << PIN_MAP_doors | 1U << PIN_MAP_rings | \
+	 1U << PIN_MAP_routes | 1U << PIN_MAP_failed)
 
 static int open_instance(struct proxy *p, struct failure *f)
 {
@@ -82,8 +125,10 @@ static int check(struct proxy *p, struct failure *f)
 	char ours[SHARED_LAYOUT_LEN];
 
 	if (theirs && strcmp(theirs, shared_layout(ours)))
-		return fail(f, -EPROTO, "%s keeps its sessions in another way than the tproxyd that runs "
-			    "(%s, not %s): restart that instead", program.name, ours, theirs);
+		return fail(f, -EPROTO,
+			    "%s keeps its sessions in another way than the tproxyd that runs "
+			    "(%s, not %s): restart that instead",
+			    program.name, ours, theirs);
 	return open_instance(p, f);
 }
 
@@ -112,8 +157,9 @@ static int take_over(struct proxy *p, int memfd, struct failure *f)
 		return err;
 	p->port = p->shared->port;
 	if (p->instance.config->port != p->port)
-		log_warning("instance %s has moved from port %u to %u: restart tproxyd to follow it",
-			    p->instance.name, p->port, p->instance.config->port);
+		log_warning(
+			"instance %s has moved from port %u to %u: restart tproxyd to follow it",
+			p->instance.name, p->port, p->instance.config->port);
 	return 0;
 }
 
@@ -127,8 +173,8 @@ static int prepare(struct proxy *p, struct failure *f)
 	if (err)
 		return err;
 	pipes_init(&p->pipes, shared_pipes(p->shared), p->shared->pipes, &p->shared->pipes_used);
-	return table_init(&p->table, shared_sessions(p->shared), p->shared->slots, &p->shared->slots_used,
-			  f);
+	return table_init(&p->table, shared_sessions(p->shared), p->shared->slots,
+			  &p->shared->slots_used, f);
 }
 
 static int parse(int argc, char **argv, struct proxy *p, struct failure *f)
@@ -137,15 +183,21 @@ static int parse(int argc, char **argv, struct proxy *p, struct failure *f)
 
 	err = opts_parse(&program, argc, argv, &p->settings, &next, f);
 	if (!err && next < argc)
-		err = fail(f, -EINVAL, "%s: no argument is expected; see tproxyd --help", argv[next]);
+		err = fail(f, -EINVAL, "%s: no argument is expected; see tproxyd --help",
+			   argv[next]);
 	return err;
 }
 
 int main(int argc, char **argv)
 {
 	static struct proxy p = {
-		.settings = {.drain_timeout = 30000, .grace = 10000, .max_sessions = 65536,
-			     .hold = 1, .log_level = 3, .log_sessions = 1},
+		.settings = {.drain_timeout = 30000,
+			     .grace = 10000,
+			     .max_sessions = 65536,
+			     .hold = 1,
+			     .native_retry = 3000,
+			     .log_level = 3,
+			     .log_sessions = 1},
 		.instance = INSTANCE_INIT,
 		.signals = -1,
 	};

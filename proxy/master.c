@@ -5,10 +5,11 @@
  *	a worker ends by itself	  -> it was told to stop: so do we
  *	a worker dies		  -> another is started, which goes on where it was
  *	workers die at once	  -> the next one is started after a pause
- *	none serves for `grace`	  -> the marks are taken off the listeners: the failure policy applies
- *	SIGHUP			  -> a child asks the binary, which may be another by now, whether it can
- *				     take over; then the worker is killed and we become that binary
- *	we die		          -> the worker becomes a master in the same way
+ *	none serves for `grace`	  -> the marks are taken off the listeners: the failure policy
+ *applies
+ *	SIGHUP			  -> a child asks the binary, which may be another by now, whether
+ *it can take over; then the worker is killed and we become that binary we die
+ *-> the worker becomes a master in the same way
  *
  * The master opens nothing while it runs and works on no session.
  */
@@ -30,7 +31,7 @@
 #include "recover.h"
 #include "worker.h"
 
-#define QUICK_MS     50 /* a worker that lived shorter died at once */
+#define QUICK_MS     50	 /* a worker that lived shorter died at once */
 #define QUICK_MAX    5	 /* so many may, one after the other */
 #define PAUSE_MS     100 /* then this long, and twice as long each time, */
 #define PAUSE_MAX_MS 2000
@@ -51,7 +52,8 @@ struct master {
 
 static void wanted_signals(sigset_t *ret_set)
 {
-	static const int signals[] = {SIGTERM, SIGINT, SIGHUP, SIGCHLD, SIGNAL_SERVING, SIGNAL_ORPHANED};
+	static const int signals[] = {SIGTERM, SIGINT,	       SIGHUP,
+				      SIGCHLD, SIGNAL_SERVING, SIGNAL_ORPHANED};
 
 	sigemptyset(ret_set);
 	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
@@ -75,7 +77,8 @@ static int own_path(const char *argv0, char ret_path[PATH_MAX])
 	if (argv0[0] == '/')
 		return snprintf(ret_path, PATH_MAX, "%s", argv0) < PATH_MAX ? 0 : -ENAMETOOLONG;
 	if (strchr(argv0, '/') && getcwd(dir, sizeof(dir)))
-		return snprintf(ret_path, PATH_MAX, "%s/%s", dir, argv0) < PATH_MAX ? 0 : -ENAMETOOLONG;
+		return snprintf(ret_path, PATH_MAX, "%s/%s", dir, argv0) < PATH_MAX ? 0
+										    : -ENAMETOOLONG;
 	len = readlink("/proc/self/exe", ret_path, PATH_MAX - 1);
 	if (len < 0)
 		return -errno;
@@ -103,7 +106,8 @@ static void become_new(struct master *m)
 	unsetenv(MASTER_ENV_MEMORY);
 }
 
-/* In a child of its own the binary reads its settings and looks at the pins; it says itself what is wrong. */
+/* In a child of its own the binary reads its settings and looks at the pins; it says itself what is
+ * wrong. */
 static pid_t ask_binary(struct master *m)
 {
 	char layout[SHARED_LAYOUT_LEN], **argv;
@@ -251,7 +255,8 @@ static void answered(struct master *m, int status)
 {
 	m->asked = 0;
 	if (status) {
-		log_error("not reloaded: %s cannot take over, see above; the present one serves on", m->path);
+		log_error("not reloaded: %s cannot take over, see above; the present one serves on",
+			  m->path);
 		sd_notify(0, "READY=1");
 		return;
 	}
@@ -283,7 +288,8 @@ static void reload(struct master *m)
 {
 	if (m->asked || m->p->shared->stops)
 		return;
-	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)monotonic_ms() * 1000);
+	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu",
+		   (unsigned long long)monotonic_ms() * 1000);
 	m->asked = ask_binary(m);
 	if (m->asked < 0) {
 		log_error("cannot reload: %m");
@@ -309,7 +315,8 @@ static void check_grace(struct master *m)
 	listener_distrust(m->p);
 	m->distrusted = 1;
 	log_error("no worker has come to serve for %llu ms: the failure policy decides about new "
-		  "connections until one does", (unsigned long long)m->p->settings.grace);
+		  "connections until one does",
+		  (unsigned long long)m->p->settings.grace);
 }
 
 /* Waits for a signal, or for the next thing that is to be done. 0: none came. */

@@ -140,8 +140,8 @@ size_t packet_unreachable(const struct packet_flow *flow, uint32_t syn_seq, uint
 	icmp[1] = code;
 	put_ip(&flow->client, &flow->listener, IPPROTO_TCP, sizeof(syn), icmp + 8);
 	memcpy(icmp + 8 + embedded_ip, &syn, sizeof(syn));
-	sum = v4 ? sum_finish(sum_add(0, icmp, len)) :
-		   transport_sum(&flow->listener, &flow->client, IPPROTO_ICMPV6, icmp, len);
+	sum = v4 ? sum_finish(sum_add(0, icmp, len))
+		 : transport_sum(&flow->listener, &flow->client, IPPROTO_ICMPV6, icmp, len);
 	memcpy(icmp + 2, &sum, sizeof(sum));
 	return icmp + len - out;
 }

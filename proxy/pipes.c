@@ -79,8 +79,8 @@ int pipes_take(struct pipes *p, uint32_t *ret_index)
 			return err;
 	}
 	i = p->first_closed;
-	/* The kernel writes the numbers before the descriptors exist: there is no moment at which they
-	 * are open and not entered. */
+	/* The kernel writes the numbers before the descriptors exist: there is no moment at which
+	 * they are open and not entered. */
 	if (pipe2(p->all[i].fd, O_NONBLOCK | O_CLOEXEC))
 		return -errno;
 	p->first_closed = p->all[i].next_free;
@@ -95,6 +95,17 @@ void pipes_put(struct pipes *p, uint32_t index)
 		pipes_discard(p, index);
 	else
 		chain_free(p, index);
+}
+
+void pipes_trim(struct pipes *p)
+{
+	while (p->first_free != NO_PIPE) {
+		uint32_t i = p->first_free;
+
+		p->first_free = p->all[i].next_free;
+		p->idle--;
+		pipes_discard(p, i);
+	}
 }
 
 void pipes_discard(struct pipes *p, uint32_t index)

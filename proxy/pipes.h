@@ -16,8 +16,8 @@ struct pipe {
 
 struct pipes {
 	struct pipe *all;
-	uint32_t max;	   /* length of `all` */
-	uint32_t *used;	   /* shared: entries below have been initialised */
+	uint32_t max;	/* length of `all` */
+	uint32_t *used; /* shared: entries below have been initialised */
 	uint32_t first_free;
 	uint32_t first_closed; /* entries without descriptors, chained like the free ones */
 	uint32_t idle;	       /* open and free */
@@ -36,6 +36,9 @@ int pipes_take(struct pipes *p, uint32_t *ret_index);
 /* Gives an empty pipe back. */
 void pipes_put(struct pipes *p, uint32_t index);
 
+/* Closes the idle ones: descriptors have become scarce. */
+void pipes_trim(struct pipes *p);
+
 /* Closes a pipe that may still hold bytes. */
 void pipes_discard(struct pipes *p, uint32_t index);
 
@@ -47,7 +50,8 @@ enum pipe_state {
 	PIPE_ABANDONED, /* holds bytes that belong to nobody any more */
 };
 
-/* Puts entry `index` where it belongs; to be called once for each of those used, on a fresh pool. */
+/* Puts entry `index` where it belongs; to be called once for each of those used, on a fresh pool.
+ */
 void pipes_restore(struct pipes *p, uint32_t index, enum pipe_state state);
 
 #endif

@@ -2,9 +2,9 @@
 /*
  * Theory of operation
  *
- * One poll() over every possible descriptor number tells which are open and what each is ready for. Its
- * answer replaces the edges that the predecessor has taken from the epoll set, which lives on with all
- * sockets in it: a session with nothing to do costs no system call at all.
+ * One poll() over every possible descriptor number tells which are open and what each is ready for.
+ * Its answer replaces the edges that the predecessor has taken from the epoll set, which lives on
+ * with all sockets in it: a session with nothing to do costs no system call at all.
  */
 #include "recover.h"
 
@@ -32,7 +32,8 @@ static int is_open(const struct recovery *r, int fd)
 	return fd >= 0 && (uint32_t)fd < r->count && !(r->polls[fd].revents & POLLNVAL);
 }
 
-/* What is asked of a descriptor is no longer needed after the poll: 0 says that it is in the books. */
+/* What is asked of a descriptor is no longer needed after the poll: 0 says that it is in the books.
+ */
 static int check(struct recovery *r, int fd)
 {
 	if (!is_open(r, fd))
@@ -69,7 +70,8 @@ static void check_books(struct proxy *p, struct recovery *r)
 			check_pair(r, sessions[i].fd);
 }
 
-/* Descriptors in nobody's books: clients are kept, the rest was half made or is of the process that died. */
+/* Descriptors in nobody's books: clients are kept, the rest was half made or is of the process that
+ * died. */
 static int sort_strangers(struct recovery *r)
 {
 	uint32_t strangers = 0;
@@ -99,7 +101,8 @@ int recover_descriptors(struct proxy *p, struct recovery *ret, struct failure *f
 	if (!r.polls)
 		return fail(f, -ENOMEM, "out of memory");
 	for (uint32_t fd = 0; fd < r.count; fd++)
-		r.polls[fd] = (struct pollfd){.fd = fd, .events = POLLIN | POLLPRI | POLLOUT | POLLRDHUP};
+		r.polls[fd] = (struct pollfd){.fd = fd,
+					      .events = POLLIN | POLLPRI | POLLOUT | POLLRDHUP};
 	if (poll(r.polls, r.count, 0) < 0)
 		return fail(f, -errno, "cannot look at the descriptors that were left: %m");
 	check_books(p, &r);

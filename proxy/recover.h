@@ -15,9 +15,9 @@ struct recovery {
 };
 
 /*
- * Looks at every descriptor of the process, strikes out of the shared memory those that are closed, and
- * closes those that are in nobody's books. Before anything else is opened: a number that is still in the
- * books of a dead process must not come to mean something new.
+ * Looks at every descriptor of the process, strikes out of the shared memory those that are closed,
+ * and closes those that are in nobody's books. Before anything else is opened: a number that is
+ * still in the books of a dead process must not come to mean something new.
  */
 int recover_descriptors(struct proxy *p, struct recovery *ret, struct failure *f);
 

@@ -2,13 +2,13 @@
 /*
  * Theory of operation
  *
- * Bytes go source socket -> pipe -> destination socket and never enter user space. A direction takes
- * bytes from its source only while its pipe is empty, so that EAGAIN from the source has one meaning
- * (nothing there) and back-pressure is immediate: a destination that does not take bytes stops us
- * from reading, the source's window closes, its sender blocks.
+ * Bytes go source socket -> pipe -> destination socket and never enter user space. A direction
+ * takes bytes from its source only while its pipe is empty, so that EAGAIN from the source has one
+ * meaning (nothing there) and back-pressure is immediate: a destination that does not take bytes
+ * stops us from reading, the source's window closes, its sender blocks.
  *
- * The sockets are watched edge-triggered. A pump therefore runs until EAGAIN on one side, or until its
- * budget is used up and the session is put on the ready list.
+ * The sockets are watched edge-triggered. A pump therefore runs until EAGAIN on one side, or until
+ * its budget is used up and the session is put on the ready list.
  *
  * The order of ends is that of a direct connection: FIN after the last byte, a reset after the last
  * byte that came before it.
@@ -91,9 +91,9 @@ static int at_mark(int fd)
 }
 
 /*
- * splice() stops short of an urgent byte as if nothing were there. With all before it delivered, it is
- * passed on as what it is: looked at, sent, and only then taken, so that it is never in user space
- * alone. 0, or -EAGAIN: not at the mark, or the destination is full.
+ * splice() stops short of an urgent byte as if nothing were there. With all before it delivered, it
+ * is passed on as what it is: looked at, sent, and only then taken, so that it is never in user
+ * space alone. 0, or -EAGAIN: not at the mark, or the destination is full.
  */
 static int pass_urgent(struct session *s, enum side from)
 {
@@ -133,8 +133,8 @@ void relay_recover(struct session *s, enum side from, struct pipes *pipes)
 		d->bytes = d->taken - n;
 	else
 		d->taken = d->bytes + n;
-	if (d->urgent == URGENT_SENDING ? bytes_written(s->fd[!from]) > d->bytes :
-	    d->urgent == URGENT_SENT && at_mark(s->fd[from]))
+	if (d->urgent == URGENT_SENDING ? bytes_written(s->fd[!from]) > d->bytes
+					: d->urgent == URGENT_SENT && at_mark(s->fd[from]))
 		take_urgent(s, from);
 	d->urgent = URGENT_NONE;
 }
@@ -177,7 +177,8 @@ enum relay_result relay_pump(struct session *s, enum side from, struct pipes *pi
 		err = drain(s, from, pipes);
 		if (err == -EAGAIN)
 			return RELAY_WAIT;
-		if (err) { /* the destination was reset: its last bytes come by the other direction */
+		if (err) { /* the destination was reset: its last bytes come by the other direction
+			    */
 			s->broken |= 1 << !from;
 			return RELAY_RESET;
 		}

@@ -2,12 +2,12 @@
 /*
  * Theory of operation
  *
- * The kernel's answer is "the longest prefix, first table that has one". With the three rules that every
- * host starts with, tables local, main and default are consulted in order, and merging them into one
- * trie of "route here" and "error here" gives the same answer for everything but a more specific route
- * in a later table, where the merged answer is that there is a route, and nothing is claimed. With any
- * other rule the answer may depend on the source or a mark, so then nothing is published at all; the
- * same for a namespace with very many routes.
+ * The kernel's answer is "the longest prefix, first table that has one". With the three rules that
+ * every host starts with, tables local, main and default are consulted in order, and merging them
+ * into one trie of "route here" and "error here" gives the same answer for everything but a more
+ * specific route in a later table, where the merged answer is that there is a route, and nothing is
+ * claimed. With any other rule the answer may depend on the source or a mark, so then nothing is
+ * published at all; the same for a namespace with very many routes.
  *
  * Any change leads to a whole new dump. Entries of this namespace that are not in it are removed.
  */
@@ -57,7 +57,8 @@ static void add_route(struct snapshot *snap, const struct route *route)
 
 		if (memcmp(&old->key, &route->key, sizeof(route->key)))
 			continue;
-		/* Of one prefix the lowest metric counts; at the same one, that there is a route. */
+		/* Of one prefix the lowest metric counts; at the same one, that there is a route.
+		 */
 		if (route->metric < old->metric || (route->metric == old->metric && !route->error))
 			*old = *route;
 		return;
@@ -151,7 +152,8 @@ static int dump_one(struct dump *dump, int family, int type, mnl_cb_t cb)
 	nlh->nlmsg_type = type;
 	nlh->nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
 	/* struct rtmsg and struct fib_rule_hdr have the same size and begin with the family. */
-	((struct rtmsg *)mnl_nlmsg_put_extra_header(nlh, sizeof(struct rtmsg)))->rtm_family = family;
+	((struct rtmsg *)mnl_nlmsg_put_extra_header(nlh, sizeof(struct rtmsg)))->rtm_family =
+		family;
 	if (mnl_socket_bind(nl, 0, MNL_SOCKET_AUTOPID) < 0 ||
 	    mnl_socket_sendto(nl, nlh, nlh->nlmsg_len) < 0)
 		r = -1;
@@ -169,7 +171,8 @@ static int take_snapshot(struct proxy *p, struct snapshot *snap)
 
 	for (size_t i = 0; !err && i < ARRAY_SIZE(families); i++) {
 		/* What no route matches; a default route replaces it. */
-		struct route none = {route_key(p->netns, families[i], 0, NULL), UINT32_MAX, ENETUNREACH};
+		struct route none = {route_key(p->netns, families[i], 0, NULL), UINT32_MAX,
+				     ENETUNREACH};
 
 		add_route(snap, &none);
 		err = dump_one(&dump, families[i], RTM_GETRULE, on_rule);
@@ -223,7 +226,7 @@ static int republish(struct proxy *p)
 
 int routes_open(struct proxy *p, struct failure *f)
 {
-	static const int groups[] = {RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV4_RULE,
+	static const int groups[] = {RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE,  RTNLGRP_IPV4_RULE,
 				     RTNLGRP_IPV6_RULE,	 RTNLGRP_IPV4_IFADDR, RTNLGRP_LINK};
 	int err;
 
@@ -234,7 +237,8 @@ int routes_open(struct proxy *p, struct failure *f)
 		if (mnl_socket_setsockopt(p->netlink, NETLINK_ADD_MEMBERSHIP, (void *)&groups[i],
 					  sizeof(groups[i])) < 0)
 			return fail(f, -errno, "cannot subscribe to route changes: %m");
-	err = event_add(p->shared->epoll, mnl_socket_get_fd(p->netlink), EPOLLIN, event_pack(EVENT_ROUTES, 0, 0));
+	err = event_add(p->shared->epoll, mnl_socket_get_fd(p->netlink), EPOLLIN,
+			event_pack(EVENT_ROUTES, 0, 0));
 	if (!err)
 		err = republish(p);
 	return err ? fail(f, err, "cannot read the routes: %s", strerror(-err)) : 0;

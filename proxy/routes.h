@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Destinations that this network namespace has no route to, told to the hooks: connect() to them must
- * fail at once with the errno of the missing route, on which clients that try addresses in turn rely.
+ * Destinations that this network namespace has no route to, told to the hooks: connect() to them
+ * must fail at once with the errno of the missing route, on which clients that try addresses in
+ * turn rely.
  */
 #ifndef TPROXY_ROUTES_H
 #define TPROXY_ROUTES_H

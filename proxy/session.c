@@ -3,17 +3,19 @@
  * Theory of operation
  *
  * An accepted connection has its record before accept() returns it. Its upstream is connected at
- * once, without blocking, and both sockets are then watched edge-triggered with everything armed, once
- * and for all. A session is on the list that says what it waits for (table.h). Handlers only put it
- * on LIST_CLOSING; session_reap() closes it after the batch, so a descriptor number is never reused
- * while events for its former owner are still in hand.
+ * once, without blocking, and both sockets are then watched edge-triggered with everything armed,
+ * once and for all. A session is on the list that says what it waits for (table.h). Handlers only
+ * put it on LIST_CLOSING; session_reap() closes it after the batch, so a descriptor number is never
+ * reused while events for its former owner are still in hand.
  */
 #include "session.h"
 
+#include <bpf/bpf.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #include "endpoint.h"
 #include "event.h"
@@ -23,10 +25,10 @@
 #include "relay.h"
 #include "sessionlog.h"
 
-#define FD_RESERVE 64	/* for pipes, logs and libraries: never spent on sessions */
+#define FD_RESERVE	  64 /* for pipes, logs and libraries: never spent on sessions */
 #define UNHELD_CONNECT_MS 5000
-#define HELD_MS	   600000 /* a held client whose giving up went unnoticed */
-#define RETRY_MS   100 /* when nothing else will say that descriptors are to be had again */
+#define HELD_MS		  600000 /* a held client whose giving up went unnoticed */
+#define RETRY_MS	  100 /* when nothing else will say that descriptors are to be had again */
 
 void session_finish(struct proxy *p, struct session *s, enum session_end end, int reset)
 {
@@ -36,6 +38,21 @@ void session_finish(struct proxy *p, struct session *s, enum session_end end, in
 	table_move(&p->table, s, LIST_CLOSING);
 }
 
+/* The client of a failed upstream met a reset; if it tries again it meets the native error. */
+static void leave_alone(const struct proxy *p, const struct tp_record *client)
+{
+	struct tp_port_key key = {.netns = p->netns, .port = client->dst.port};
+	struct timespec now;
+	__u64 until;
+
+	if (!p->settings.native_retry)
+		return;
+	memcpy(key.ip, client->dst.ip, sizeof(key.ip));
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	until = now.tv_sec * 1000000000ULL + now.tv_nsec + p->settings.native_retry * 1000000;
+	bpf_map_update_elem(p->instance.map[PIN_MAP_failed], &key, &until, BPF_ANY);
+}
+
 static void connect_failed(struct proxy *p, struct session *s, int err)
 {
 	if (s->list == LIST_HELD) {
@@ -43,6 +60,7 @@ static void connect_failed(struct proxy *p, struct session *s, int err)
 		return;
 	}
 	s->error = err;
+	leave_alone(p, &s->client);
 	session_finish(p, s, END_CONNECT_FAILED, 1);
 }
 
@@ -52,12 +70,16 @@ static void no_resources(struct proxy *p, struct session *s, int err)
 	session_finish(p, s, END_NO_RESOURCES, 1);
 }
 
-int session_room(const struct proxy *p)
+int session_room(struct proxy *p)
 {
 	uint64_t used = table_used(&p->table);
+	uint64_t needed = 2 * (used + 1) + 2 * (p->pipes.open - p->pipes.idle) + FD_RESERVE;
 
-	return used < p->table.slots && used < p->settings.max_sessions &&
-	       2 * used + 2 * p->pipes.open + FD_RESERVE + 2 <= p->fd_limit;
+	if (used == p->table.slots || used >= p->settings.max_sessions || needed > p->fd_limit)
+		return 0;
+	if (needed + 2 * p->pipes.idle > p->fd_limit)
+		pipes_trim(&p->pipes);
+	return 1;
 }
 
 /* Makes the following close() send RST instead of FIN. */
@@ -79,9 +101,9 @@ static int is_ourselves(const struct proxy *p, const struct tp_endpoint *dst)
 }
 
 /*
- * The source that the client chose with bind() is the one the server sees. The port can be had a second
- * time where both sockets have SO_REUSEADDR; the hook gives it to the client's, from Linux 6.1 on. Where
- * it is not to be had the server sees another port.
+ * The source that the client chose with bind() is the one the server sees. The port can be had a
+ * second time where both sockets have SO_REUSEADDR; the hook gives it to the client's, from
+ * Linux 6.1 on. Where it is not to be had the server sees another port.
  */
 static int bind_as_client(int fd, const struct tp_record *client)
 {
@@ -111,7 +133,8 @@ static int bind_as_client(int fd, const struct tp_record *client)
 	return bind(fd, (struct sockaddr *)&addr, len) ? -errno : 0;
 }
 
-/* 1: connected; 0: under way; or -errno. The session has the socket at once, whatever becomes of it. */
+/* 1: connected; 0: under way; or -errno. The session has the socket at once, whatever becomes of
+ * it. */
 static int upstream_connect(struct session *s)
 {
 	struct sockaddr_storage addr;
@@ -132,8 +155,8 @@ static int upstream_connect(struct session *s)
 	if (err)
 		return err;
 	err = connect(fd, (struct sockaddr *)&addr, len) ? errno : 0;
-	/* A handshake with this host is over by now, though the call was made before it was: asking again
-	 * saves a turn of the event loop, which is most of what it takes. */
+	/* A handshake with this host is over by now, though the call was made before it was: asking
+	 * again saves a turn of the event loop, which is most of what it takes. */
 	if (err == EINPROGRESS && is_loopback(&s->client.dst))
 		err = connect(fd, (struct sockaddr *)&addr, len) ? errno : 0;
 	if (err && err != EINPROGRESS && err != EALREADY)
@@ -162,7 +185,8 @@ static void reset_unknown(int fd, const char *why)
 	unsigned int missed;
 
 	if (log_allowed(&limit, &missed))
-		log_warning("connection reset: %s (%u similar ones before it not logged)", why, missed);
+		log_warning("connection reset: %s (%u similar ones before it not logged)", why,
+			    missed);
 	close_will_reset(fd);
 	fd_close(fd);
 }
@@ -202,10 +226,11 @@ static void relay(struct proxy *p, struct session *s, unsigned int sides)
 			if (s->broken & 1 << !from)
 				relay_pump(s, !from, &p->pipes);
 			session_finish(p, s,
-			       (s->broken & 1 << CLIENT) || s->dir[CLIENT].source == SOURCE_RESET ?
-				       END_RESET_CLIENT :
-				       END_RESET_UPSTREAM,
-			       1);
+				       (s->broken & 1 << CLIENT) ||
+						       s->dir[CLIENT].source == SOURCE_RESET
+					       ? END_RESET_CLIENT
+					       : END_RESET_UPSTREAM,
+				       1);
 			return;
 		}
 	}
@@ -308,7 +333,8 @@ void session_accepted(struct proxy *p, int fd)
 	struct session *s;
 
 	if (listener_record(fd, &client)) {
-		reset_unknown(fd, "it was made straight to the proxy's port, or its record has gone");
+		reset_unknown(fd,
+			      "it was made straight to the proxy's port, or its record has gone");
 		return;
 	}
 	s = hold_find(p, client.cookie);
@@ -358,14 +384,17 @@ void session_event(struct proxy *p, struct session *s, enum side side, uint32_t 
 		s->early |= !!(events & ~EPOLLOUT);
 		return;
 	}
-	/* Noted before anything takes the error from the socket: a successor would not see it any more. */
+	/* Noted before anything takes the error from the socket: a successor would not see it any
+	 * more. */
 	if (events & EPOLLERR)
 		s->broken |= 1 << side;
 	if (events & (EPOLLERR | EPOLLHUP)) {
-		/* After its FIN a socket is not read any more, so ask for the error it may have met. */
+		/* After its FIN a socket is not read any more, so ask for the error it may have
+		 * met. */
 		if (s->dir[side].source != SOURCE_OPEN && socket_error(s->fd[side])) {
 			s->broken |= 1 << side;
-			session_finish(p, s, side == CLIENT ? END_RESET_CLIENT : END_RESET_UPSTREAM, 1);
+			session_finish(p, s, side == CLIENT ? END_RESET_CLIENT : END_RESET_UPSTREAM,
+				       1);
 			return;
 		}
 		sides = 1 << CLIENT | 1 << UPSTREAM;
@@ -399,8 +428,8 @@ static void recover_connecting(struct proxy *p, struct session *s, const uint32_
 {
 	int err;
 
-	/* Closed without an error to ask for: connect() was not called yet, or the predecessor has taken
-	 * the error. Another try finds out, and begins with a socket of its own. */
+	/* Closed without an error to ask for: connect() was not called yet, or the predecessor has
+	 * taken the error. Another try finds out, and begins with a socket of its own. */
 	if (ready[UPSTREAM] & EPOLLHUP && !(ready[UPSTREAM] & EPOLLERR)) {
 		s->fd[UPSTREAM] = fd_close(s->fd[UPSTREAM]);
 		s->watched &= ~(1 << UPSTREAM);
@@ -435,8 +464,8 @@ static void recover_relay(struct proxy *p, struct session *s, const uint32_t rea
 			no_resources(p, s, EMFILE);
 			return;
 		}
-		/* An end that is closed though no FIN of ours can have been sent to it, with no error
-		 * left to ask for: the predecessor has taken it. */
+		/* An end that is closed though no FIN of ours can have been sent to it, with no
+		 * error left to ask for: the predecessor has taken it. */
 		if (ready[side] & EPOLLHUP && !(ready[side] & EPOLLERR) &&
 		    s->dir[!side].source == SOURCE_OPEN)
 			s->broken |= 1 << side;
@@ -478,18 +507,22 @@ void session_recover(struct proxy *p, struct session *s, const uint32_t ready[2]
 }
 
 /* The lists whose sessions have deadlines; each is in the order of its deadlines. */
-static const enum session_list timed_lists[] = {LIST_HELD, LIST_GRANTED, LIST_REFUSED, LIST_CONNECTING};
+static const enum session_list timed_lists[] = {LIST_HELD, LIST_GRANTED, LIST_REFUSED,
+						LIST_CONNECTING};
 
 void session_expire(struct proxy *p)
 {
 	struct session *s;
 
 	for (size_t l = 0; l < ARRAY_SIZE(timed_lists); l++)
-		while ((s = table_first(&p->table, timed_lists[l])) && s->deadline_ms <= p->now_ms) {
-			if (s->list == LIST_CONNECTING)
+		while ((s = table_first(&p->table, timed_lists[l])) &&
+		       s->deadline_ms <= p->now_ms) {
+			if (s->list == LIST_CONNECTING) {
+				leave_alone(p, &s->client);
 				session_finish(p, s, END_CONNECT_TIMEOUT, 1);
-			else
+			} else {
 				hold_expired(p, s);
+			}
 		}
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The state machine of a session: held -> granted -> relaying -> closing -> gone, or held -> refused ->
- * gone; without hold accepted -> connecting -> relaying -> closing -> gone.
+ * The state machine of a session: held -> granted -> relaying -> closing -> gone, or held ->
+ * refused -> gone; without hold accepted -> connecting -> relaying -> closing -> gone.
  */
 #ifndef TPROXY_SESSION_H
 #define TPROXY_SESSION_H
@@ -11,22 +11,22 @@
 /* Takes an accepted connection over, whatever becomes of it. */
 void session_accepted(struct proxy *p, int fd);
 
-/* Starts a session for a client whose SYN is held. Where there is no room nothing happens: its next SYN
- * may find some. */
+/* Starts a session for a client whose SYN is held. Where there is no room nothing happens: its next
+ * SYN may find some. */
 void session_held(struct proxy *p, const struct tp_record *client, const struct tp_syn *syn);
 
 /* Ends a session; it is closed and logged after the batch. `reset`: with RST instead of FIN. */
 void session_finish(struct proxy *p, struct session *s, enum session_end end, int reset);
 
-/* Whether the table and the descriptor limit allow one session more. */
-int session_room(const struct proxy *p);
+/* Whether the table and the descriptor limit allow one session more; closes idle pipes for it. */
+int session_room(struct proxy *p);
 
 /* An epoll event on one of the session's sockets. */
 void session_event(struct proxy *p, struct session *s, enum side side, uint32_t events);
 
 /*
- * Goes on with a session that a predecessor left at whatever instruction. `ready` is what poll() says of
- * its sockets by side: edges that were reported before are not reported again.
+ * Goes on with a session that a predecessor left at whatever instruction. `ready` is what poll()
+ * says of its sockets by side: edges that were reported before are not reported again.
  */
 void session_recover(struct proxy *p, struct session *s, const uint32_t ready[2]);
 

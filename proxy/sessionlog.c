@@ -45,13 +45,14 @@ size_t sessionlog_format(const struct session *s, uint64_t now_ms, char *buf, si
 	const struct tp_record *c = &s->client;
 	int n;
 
-	n = snprintf(buf, size,
-		     "session dst=%s src=%s pid=%u comm=\"%s\" uid=%u up=%llu down=%llu ms=%llu end=%s",
-		     endpoint_format(&c->dst, dst), endpoint_format(&c->src, src), c->pid,
-		     sessionlog_escape(c->comm, sizeof(c->comm), comm), c->uid,
-		     (unsigned long long)s->dir[CLIENT].bytes,
-		     (unsigned long long)s->dir[UPSTREAM].bytes,
-		     (unsigned long long)(now_ms - s->start_ms), end_names[s->end]);
+	n = snprintf(
+		buf, size,
+		"session dst=%s src=%s pid=%u comm=\"%s\" uid=%u up=%llu down=%llu ms=%llu end=%s",
+		endpoint_format(&c->dst, dst), endpoint_format(&c->src, src), c->pid,
+		sessionlog_escape(c->comm, sizeof(c->comm), comm), c->uid,
+		(unsigned long long)s->dir[CLIENT].bytes,
+		(unsigned long long)s->dir[UPSTREAM].bytes,
+		(unsigned long long)(now_ms - s->start_ms), end_names[s->end]);
 	if (s->error && n < (int)size)
 		n += snprintf(buf + n, size - n, " error=\"%s\"", strerror(s->error));
 	return n < (int)size ? (size_t)n : size - 1;

@@ -14,8 +14,10 @@ struct settings {
 	uint64_t drain_timeout;	  /* ms */
 	uint64_t grace;		  /* ms */
 	uint64_t max_sessions;
-	int hold;      /* off, on */
-	int log_level; /* index into the choices of --log-level, which are in syslog order from err */
+	int hold;	       /* off, on */
+	uint64_t native_retry; /* ms */
+	int log_level; /* index into the choices of --log-level, which are in syslog order from err
+			*/
 	int log_sessions; /* no, yes */
 	bool check;	  /* only say whether we could serve */
 };

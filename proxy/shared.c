@@ -55,8 +55,10 @@ int shared_create(uint64_t fd_limit, struct shared **ret, struct failure *f)
 		return fail(f, -errno, "cannot make a table of %u sessions: %m", count);
 	sh = mmap(NULL, total(&head), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (sh == MAP_FAILED)
-		return fail(f, -errno, "cannot map a table of %u sessions: %m; lower the limit on open "
-			    "files (ulimit -n, LimitNOFILE)", count);
+		return fail(f, -errno,
+			    "cannot map a table of %u sessions: %m; lower the limit on open "
+			    "files (ulimit -n, LimitNOFILE)",
+			    count);
 	*sh = head;
 	sh->memfd = TAKE_FD(fd);
 	*ret = sh;
@@ -69,10 +71,12 @@ int shared_attach(int memfd, struct shared **ret, struct failure *f)
 	struct shared *sh;
 
 	if (pread(memfd, &head, sizeof(head), 0) != sizeof(head))
-		return fail(f, -EPROTO, "the table of sessions that was handed over cannot be read");
+		return fail(f, -EPROTO,
+			    "the table of sessions that was handed over cannot be read");
 	expected = header(head.slots, head.pipes);
 	if (memcmp(&head, &expected, offsetof(struct shared, slots_used)))
-		return fail(f, -EPROTO, "the table of sessions that was handed over is that of another "
+		return fail(f, -EPROTO,
+			    "the table of sessions that was handed over is that of another "
 			    "version");
 	sh = mmap(NULL, total(&head), PROT_READ | PROT_WRITE, MAP_SHARED, memfd, 0);
 	if (sh == MAP_FAILED)

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * What outlives a worker: descriptors, and this memory that says what each is for. A worker may stop
- * at any instruction; its successor, with the same descriptor table, reads this and goes on. Whatever
- * is not here (list heads, free lists, the hash) is rebuilt from what is.
+ * What outlives a worker: descriptors, and this memory that says what each is for. A worker may
+ *stop at any instruction; its successor, with the same descriptor table, reads this and goes on.
+ *Whatever is not here (list heads, free lists, the hash) is rebuilt from what is.
  *
  * Rules for everybody who writes here, on which recover.c relies:
- *	- a descriptor is entered as soon as it is made; one that is not entered is found all the same:
- *	  a client that had been accepted is adopted, anything else is closed;
- *	- it is closed first and taken out then; the successor looks which numbers are still open before
- *	  it opens anything itself;
+ *	- a descriptor is entered as soon as it is made; one that is not entered is found all the
+ *same: a client that had been accepted is adopted, anything else is closed;
+ *	- it is closed first and taken out then; the successor looks which numbers are still open
+ *before it opens anything itself;
  *	- what makes an entry count (a session's list, its start) is written last.
  */
 #ifndef TPROXY_SHARED_H
@@ -27,15 +27,15 @@ enum { LISTENER_V4, LISTENER_V6, LISTENER_COUNT };
 struct shared {
 	uint32_t magic;
 	uint32_t layout;
-	uint32_t size[3]; /* of this, of a session, of a pipe */
-	uint32_t slots, pipes;	       /* how many there is room for */
+	uint32_t size[3];		 /* of this, of a session, of a pipe */
+	uint32_t slots, pipes;		 /* how many there is room for */
 	uint32_t slots_used, pipes_used; /* those below have been used at some time */
 	int32_t memfd;
 	int32_t epoll;
 	int32_t listener[LISTENER_COUNT]; /* -1 where the family is not to be had */
-	int32_t raw[LISTENER_COUNT];	  /* raw sockets that answer held clients; -1: hold is off */
-	int32_t ring;			  /* what the doorman delivers; -1: hold is off */
-	uint32_t slot;	      /* in map_config.proxies; TP_NO_SLOT: not registered yet */
+	int32_t raw[LISTENER_COUNT]; /* raw sockets that answer held clients; -1: hold is off */
+	int32_t ring;		     /* what the doorman delivers; -1: hold is off */
+	uint32_t slot;		     /* in map_config.proxies; TP_NO_SLOT: not registered yet */
 	uint32_t serving;     /* pid of the worker that has come to serve; 0: none ever did */
 	uint32_t workers;     /* how many there have been */
 	uint32_t stops;	      /* how often we were told to stop */

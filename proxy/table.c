@@ -132,7 +132,8 @@ void table_hash_remove(struct table *t, struct session *s)
 
 	if (!s->hashed)
 		return;
-	for (link = bucket_of(t, s->client.cookie); *link; link = &table_at(t, *link - 1)->hash_next)
+	for (link = bucket_of(t, s->client.cookie); *link;
+	     link = &table_at(t, *link - 1)->hash_next)
 		if (*link - 1 == table_slot(t, s)) {
 			*link = s->hash_next;
 			break;

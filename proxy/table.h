@@ -3,9 +3,10 @@
  * The session table: one fixed slot a session, in shared memory (a memfd), with everything that is
  * known of the session in it. No pointers: a successor that maps the table elsewhere can read it.
  *
- * A slot is on exactly one list, and its field `list` is what counts: the links and list heads follow
- * from it and are rebuilt by a successor. A reference to a session is {slot, generation}: the generation
- * changes when the slot is freed, so an event that was queued for a session now gone is recognised.
+ * A slot is on exactly one list, and its field `list` is what counts: the links and list heads
+ * follow from it and are rebuilt by a successor. A reference to a session is {slot, generation}:
+ * the generation changes when the slot is freed, so an event that was queued for a session now gone
+ * is recognised.
  */
 #ifndef TPROXY_TABLE_H
 #define TPROXY_TABLE_H
@@ -16,16 +17,17 @@
 #include "../bpf/abi.h"
 #include "failure.h"
 
-#define NO_SLOT UINT32_MAX
-#define NO_PIPE UINT32_MAX
+#define NO_SLOT		UINT32_MAX
+#define NO_PIPE		UINT32_MAX
 #define TABLE_MAX_SLOTS (1U << 24) /* what the event datum can carry */
 
 enum session_list {
 	LIST_FREE,
-	LIST_HELD,	 /* the client's handshake is held, the upstream's under way; oldest first */
-	LIST_GRANTED,	 /* upstream connected, client let in, not accepted yet; oldest first */
-	LIST_REFUSED,	 /* upstream failed, the client is being told; oldest first */
-	LIST_CONNECTING, /* accepted at once (not held), the upstream's handshake under way; oldest first */
+	LIST_HELD,    /* the client's handshake is held, the upstream's under way; oldest first */
+	LIST_GRANTED, /* upstream connected, client let in, not accepted yet; oldest first */
+	LIST_REFUSED, /* upstream failed, the client is being told; oldest first */
+	LIST_CONNECTING, /* accepted at once (not held), the upstream's handshake under way; oldest
+			    first */
 	LIST_RELAY,	 /* relaying; nothing to do until an event comes */
 	LIST_READY,	 /* relaying; was interrupted for fairness, goes on in this turn */
 	LIST_STARVED,	 /* relaying; bytes wait for a pipe, oldest first */
@@ -42,8 +44,9 @@ enum source_end {
 };
 
 /*
- * One direction: bytes from fd[side] to fd[!side]. What is in the pipe is the difference of two counts,
- * each of which one store changes: with what the pipe says a successor can tell which one is late.
+ * One direction: bytes from fd[side] to fd[!side]. What is in the pipe is the difference of two
+ * counts, each of which one store changes: with what the pipe says a successor can tell which one
+ * is late.
  */
 struct direction {
 	uint64_t taken; /* from the source socket */
@@ -68,10 +71,10 @@ static inline uint64_t direction_queued(const struct direction *d)
 }
 
 enum session_end {
-	END_CLOSED,	 /* both directions ended with FIN */
+	END_CLOSED,	  /* both directions ended with FIN */
 	END_RESET_CLIENT, /* the client reset it */
 	END_RESET_UPSTREAM,
-	END_CONNECT_FAILED,  /* `error` says why */
+	END_CONNECT_FAILED, /* `error` says why */
 	END_CONNECT_TIMEOUT,
 	END_CLIENT_GAVE_UP, /* before the upstream answered */
 	END_DRAINED,	    /* still open when the drain deadline came */
@@ -92,11 +95,11 @@ struct session {
 	uint8_t hashed;	     /* found by its client's cookie */
 	uint8_t tries;	     /* how often the client was sent its error */
 	uint8_t reserved[3];
-	int32_t fd[2];	     /* by enum side; -1 where there is none */
-	int32_t error;	     /* errno of a failed connect */
-	uint32_t hash_next;  /* held ones are found by their client's cookie */
-	uint64_t start_ms;    /* CLOCK_MONOTONIC; 0: not filled in yet, so there is no session */
-	uint64_t deadline_ms; /* of its list, 0: none */
+	int32_t fd[2];		 /* by enum side; -1 where there is none */
+	int32_t error;		 /* errno of a failed connect */
+	uint32_t hash_next;	 /* held ones are found by their client's cookie */
+	uint64_t start_ms;	 /* CLOCK_MONOTONIC; 0: not filled in yet, so there is no session */
+	uint64_t deadline_ms;	 /* of its list, 0: none */
 	struct direction dir[2]; /* by the side that sends */
 	struct tp_syn syn;	 /* of a held one */
 	struct tp_record client;
@@ -111,20 +114,22 @@ struct list_head {
 /* The slots are in shared memory, the rest is one process's view of them. */
 struct table {
 	uint32_t slots;
-	uint32_t *used; /* shared: slots below have been used; memory follows the peak, not the limit */
+	uint32_t *used; /* shared: slots below have been used; memory follows the peak, not the
+			   limit */
 	struct list_head lists[LIST_COUNT];
 	struct session *sessions;
 	uint32_t *buckets; /* first slot by hash of the client's cookie */
 	uint32_t bucket_mask;
 };
 
-/* `sessions` and `used` are zero, or as another process left them: then table_rebuild() comes next. */
+/* `sessions` and `used` are zero, or as another process left them: then table_rebuild() comes next.
+ */
 int table_init(struct table *t, struct session *sessions, uint32_t slots, uint32_t *used,
 	       struct failure *f);
 void table_free(struct table *t);
 
-/* Puts every session on the list that its slot names, those with deadlines in the order of these; frees
- * the slots that were being filled in. 0, or -ENOMEM. */
+/* Puts every session on the list that its slot names, those with deadlines in the order of these;
+ * frees the slots that were being filled in. 0, or -ENOMEM. */
 int table_rebuild(struct table *t);
 
 static inline struct session *table_at(struct table *t, uint32_t slot)

@@ -31,8 +31,9 @@ static int first_start(struct proxy *p, struct failure *f)
 		err = listener_selftest(p, session_accepted, f);
 	if (!err)
 		log_notice("serving instance %s on port %u%s as pid %u", p->instance.name, p->port,
-			   p->shared->listener[LISTENER_V6] < 0 ? " (IPv4 only: there is no ::1 here)" :
-								  "",
+			   p->shared->listener[LISTENER_V6] < 0
+				   ? " (IPv4 only: there is no ::1 here)"
+				   : "",
 			   p->tgid);
 	return err;
 }
@@ -45,8 +46,8 @@ static int resume(struct proxy *p, const struct recovery *r, uint64_t began_ms)
 	recover_sessions(p, r);
 	if (p->fresh && !p->shared->drain_until && listener_selftest(p, session_accepted, &f))
 		log_warning("%s", f.text);
-	log_notice("serving on as pid %u; %u sessions go on (%llu ms)", p->tgid, table_used(&p->table),
-		   (unsigned long long)(monotonic_ms() - began_ms));
+	log_notice("serving on as pid %u; %u sessions go on (%llu ms)", p->tgid,
+		   table_used(&p->table), (unsigned long long)(monotonic_ms() - began_ms));
 	return 0;
 }
 

@@ -139,6 +139,7 @@ static json_t *describe_connection(const char *instance, const struct tp_record 
 	tree_set(conn, "uid", tree_number(rec->uid));
 	tree_set(conn, "gid", tree_number(rec->gid));
 	tree_set(conn, "src", describe_endpoint(&rec->src));
+	tree_set(conn, "local", describe_endpoint(&rec->local)); /* the source the server sees */
 	tree_set(conn, "dst", describe_endpoint(&rec->dst));
 	tree_set(conn, "netns", tree_number(rec->netns));
 	tree_set(conn, "cgroup", tree_number(rec->cgroup_id));

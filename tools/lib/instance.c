@@ -27,6 +27,10 @@
 #define doors_VALUE sizeof(struct tp_door)
 #define doors_TYPE  BPF_MAP_TYPE_LRU_HASH
 
+#define failed_KEY   sizeof(struct tp_port_key)
+#define failed_VALUE sizeof(__u64)
+#define failed_TYPE  BPF_MAP_TYPE_LRU_HASH
+
 #define rings_KEY   sizeof(__u32)
 #define rings_VALUE sizeof(__u32)
 #define rings_TYPE  BPF_MAP_TYPE_ARRAY_OF_MAPS
@@ -50,7 +54,7 @@ const struct pin_prog_def pin_progs[PIN_PROG_COUNT] = {
 	PIN_HOOKS(X)
 #undef X
 #define X(n) {#n, PIN_PROG_PREFIX #n, "tp_" #n, 0},
-	PIN_FILTERS(X)
+		PIN_FILTERS(X)
 #undef X
 };
 
@@ -99,24 +103,30 @@ int instance_open_map(const char *name, const char *suffix, enum pin_map map, st
 		int err = -errno;
 
 		if (err == -ENOENT)
-			return fail(f, err, "cannot open %s: there is no such pin; load the hooks with: "
-				    "tproxy-load --name %s", path, name);
+			return fail(f, err,
+				    "cannot open %s: there is no such pin; load the hooks with: "
+				    "tproxy-load --name %s",
+				    path, name);
 		if (err == -EPERM || err == -EACCES)
-			return fail(f, err, "cannot open %s: %s; run as root", path, strerror(-err));
+			return fail(f, err, "cannot open %s: %s; run as root", path,
+				    strerror(-err));
 		return fail(f, err, "cannot open %s: %s", path, strerror(-err));
 	}
 	if (bpf_obj_get_info_by_fd(fd, &info, &len))
 		return fail(f, -EINVAL,
-			    "%s is not a BPF map, so not ours; remove it or use another --name", path);
+			    "%s is not a BPF map, so not ours; remove it or use another --name",
+			    path);
 	if (info.type != def->type || strcmp(info.name, def->name))
 		return fail(f, -EINVAL,
-			    "%s is not ours (map '%s', id %u); remove it or use another --name", path,
-			    info.name, info.id);
+			    "%s is not ours (map '%s', id %u); remove it or use another --name",
+			    path, info.name, info.id);
 	if (info.key_size != def->key_size || info.value_size != def->value_size)
-		return fail(f, -EPROTO,
-			    "%s was made by another version of tproxy (entries of %u+%u bytes, expected "
-			    "%u+%u); load the hooks that came with this program: tproxy-load --name %s",
-			    path, info.key_size, info.value_size, def->key_size, def->value_size, name);
+		return fail(
+			f, -EPROTO,
+			"%s was made by another version of tproxy (entries of %u+%u bytes, "
+			"expected "
+			"%u+%u); load the hooks that came with this program: tproxy-load --name %s",
+			path, info.key_size, info.value_size, def->key_size, def->value_size, name);
 	return TAKE_FD(fd);
 }
 
@@ -126,8 +136,9 @@ int instance_open_doorman(const char *name, struct failure *f)
 	int fd = bpf_obj_get(instance_pin(name, PIN_PROG_PREFIX "doorman", path));
 
 	if (fd < 0)
-		return fail(f, -errno, "cannot open %s: %m; load the hooks with: tproxy-load --name %s",
-			    path, name);
+		return fail(f, -errno,
+			    "cannot open %s: %m; load the hooks with: tproxy-load --name %s", path,
+			    name);
 	return fd;
 }
 
@@ -142,9 +153,11 @@ static int config_map(struct instance *inst, struct failure *f)
 	inst->config = cfg;
 	if (cfg->magic != ABI_MAGIC || cfg->abi != ABI_VERSION)
 		return fail(f, -EPROTO,
-			    "the hooks of instance %s speak version %u, this program %u; load the hooks "
+			    "the hooks of instance %s speak version %u, this program %u; load the "
+			    "hooks "
 			    "that came with it: tproxy-load --name %s",
-			    inst->name, cfg->magic == ABI_MAGIC ? cfg->abi : 0, ABI_VERSION, inst->name);
+			    inst->name, cfg->magic == ABI_MAGIC ? cfg->abi : 0, ABI_VERSION,
+			    inst->name);
 	return 0;
 }
 
@@ -209,7 +222,8 @@ int instance_each(int (*cb)(const char *name, void *user), void *user)
 	if (!dir)
 		return -errno;
 	while ((e = readdir(dir))) {
-		if (instance_name_check(e->d_name, &ignored) || !dir_holds_pins(dirfd(dir), e->d_name))
+		if (instance_name_check(e->d_name, &ignored) ||
+		    !dir_holds_pins(dirfd(dir), e->d_name))
 			continue;
 		r = cb(e->d_name, user);
 		if (r)

@@ -19,19 +19,19 @@ enum pin_map {
 #define X(name) PIN_MAP_##name,
 	PIN_MAPS(X)
 #undef X
-	PIN_MAP_COUNT
+		PIN_MAP_COUNT
 };
 
 enum pin_prog {
 #define X(name, type) PIN_PROG_##name,
 	PIN_HOOKS(X)
 #undef X
-	PIN_HOOK_COUNT,
+		PIN_HOOK_COUNT,
 	PIN_PROG_before_filters = PIN_HOOK_COUNT - 1,
 #define X(name) PIN_PROG_##name,
 	PIN_FILTERS(X)
 #undef X
-	PIN_PROG_COUNT
+		PIN_PROG_COUNT
 };
 
 /* What a pinned map must look like. Any number of entries. */
@@ -43,9 +43,9 @@ struct pin_map_def {
 };
 
 struct pin_prog_def {
-	const char *name; /* without prefix: connect4 ... */
-	const char *pin;  /* file name: prog_connect4 ... */
-	const char *object; /* function in the BPF object: tp_connect4 ... */
+	const char *name;		  /* without prefix: connect4 ... */
+	const char *pin;		  /* file name: prog_connect4 ... */
+	const char *object;		  /* function in the BPF object: tp_connect4 ... */
 	enum bpf_attach_type attach_type; /* of hooks: those below PIN_HOOK_COUNT */
 };
 
@@ -73,7 +73,10 @@ struct instance {
 	struct tp_config *config; /* mapped; writable */
 };
 
-#define INSTANCE_INIT {.map = {[0 ... PIN_MAP_COUNT - 1] = -1}}
+#define INSTANCE_INIT                                     \
+	{                                                 \
+		.map = { [0 ... PIN_MAP_COUNT - 1] = -1 } \
+	}
 
 /*
  * Opens the maps in `wanted` (bits 1 << PIN_MAP_x; map_config always) and checks type, sizes, magic
@@ -88,8 +91,8 @@ int instance_open_map(const char *name, const char *suffix, enum pin_map map, st
 /* Opens the pinned doorman, which is a program without a link. Returns an fd or -errno. */
 int instance_open_doorman(const char *name, struct failure *f);
 
-/* Calls cb for each directory of bpffs that holds a map_config or any other pin of ours. Returns the
- * first non-zero result of cb, 0, or -errno. */
+/* Calls cb for each directory of bpffs that holds a map_config or any other pin of ours. Returns
+ * the first non-zero result of cb, 0, or -errno. */
 int instance_each(int (*cb)(const char *name, void *user), void *user);
 
 /* Sums map_stats over the CPUs. */

@@ -68,32 +68,22 @@ int cgroup_open(const char *path, uint64_t *ret_id, struct failure *f)
 	}
 	fd = open(full, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
-		return fail(f, -errno, "cannot open cgroup %s: %m; make it with: mkdir %s", full, full);
+		return fail(f, -errno, "cannot open cgroup %s: %m; make it with: mkdir %s", full,
+			    full);
 	if (fstatfs(fd, &fs) || fs.f_type != CGROUP2_SUPER_MAGIC || fstat(fd, &st))
 		return fail(f, -EINVAL, "%s is not a cgroup of the cgroup2 hierarchy", full);
 	*ret_id = st.st_ino; /* kernfs: the inode number is the id, on 64 bits */
 	return TAKE_FD(fd);
 }
 
-int cgroup_path(uint64_t id, char ret_path[PATH_MAX])
+int cgroup_path_of(int fd, char ret_path[PATH_MAX])
 {
-	struct {
-		struct file_handle head;
-		uint64_t id;
-	} handle = {.head = {.handle_bytes = 8, .handle_type = 0xfe /* FILEID_KERNFS */}, .id = id};
 	char root[PATH_MAX], link[64], path[PATH_MAX];
-	int mount_fd _cleanup_fd_ = -1, fd _cleanup_fd_ = -1;
 	struct failure ignored;
 	ssize_t n;
 
 	if (cgroup2_root(root, &ignored))
 		return -ENOENT;
-	mount_fd = open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (mount_fd < 0)
-		return -errno;
-	fd = open_by_handle_at(mount_fd, &handle.head, O_RDONLY | O_CLOEXEC | O_PATH);
-	if (fd < 0)
-		return errno == ESTALE ? -ENOENT : -errno;
 	snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
 	n = readlink(link, path, sizeof(path) - 1);
 	if (n < 0)
@@ -103,6 +93,27 @@ int cgroup_path(uint64_t id, char ret_path[PATH_MAX])
 		return -ENOENT;
 	snprintf(ret_path, PATH_MAX, "%s", path[strlen(root)] ? path + strlen(root) : "/");
 	return 0;
+}
+
+int cgroup_path(uint64_t id, char ret_path[PATH_MAX])
+{
+	struct {
+		struct file_handle head;
+		uint64_t id;
+	} handle = {.head = {.handle_bytes = 8, .handle_type = 0xfe /* FILEID_KERNFS */}, .id = id};
+	int mount_fd _cleanup_fd_ = -1, fd _cleanup_fd_ = -1;
+	struct failure ignored;
+	char root[PATH_MAX];
+
+	if (cgroup2_root(root, &ignored))
+		return -ENOENT;
+	mount_fd = open(root, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (mount_fd < 0)
+		return -errno;
+	fd = open_by_handle_at(mount_fd, &handle.head, O_RDONLY | O_CLOEXEC | O_PATH);
+	if (fd < 0)
+		return errno == ESTALE ? -ENOENT : -errno;
+	return cgroup_path_of(fd, ret_path);
 }
 
 int bpffs_mounted(void)
@@ -118,9 +129,11 @@ int bpffs_ensure(int *ret_mounted, struct failure *f)
 	if (bpffs_mounted())
 		return 0;
 	if (mount("bpf", BPFFS_ROOT, "bpf", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0700"))
-		return fail(f, -errno,
-			    "%s is not a bpffs and cannot be mounted: %m; mount it with: mount -t bpf "
-			    "bpf %s", BPFFS_ROOT, BPFFS_ROOT);
+		return fail(
+			f, -errno,
+			"%s is not a bpffs and cannot be mounted: %m; mount it with: mount -t bpf "
+			"bpf %s",
+			BPFFS_ROOT, BPFFS_ROOT);
 	*ret_mounted = 1;
 	return 0;
 }

@@ -17,7 +17,10 @@ int cgroup2_root(char ret_path[PATH_MAX], struct failure *f);
  */
 int cgroup_open(const char *path, uint64_t *ret_id, struct failure *f);
 
-/* The path of a cgroup by id, without the mount point ("/" is the root). -ENOENT once it is gone. */
+/* The path of an open cgroup, without the mount point ("/" is the root). 0 or -errno. */
+int cgroup_path_of(int fd, char ret_path[PATH_MAX]);
+
+/* The same by id; takes CAP_DAC_READ_SEARCH. -ENOENT once it is gone. */
 int cgroup_path(uint64_t id, char ret_path[PATH_MAX]);
 
 /* Whether bpffs is what one sees at /sys/fs/bpf: 1 or 0. */

@@ -10,7 +10,7 @@
 #include "instance.h"
 #include "version.h"
 
-#define MAX_OPTS 40
+#define MAX_OPTS    40
 #define HELP_COLUMN 34
 
 static void *value_of(const struct opt *opt, void *settings)
@@ -80,8 +80,8 @@ static int parse_number(const char *text, const struct unit *units, uint64_t *re
 static int set_number(const struct opt *opt, uint64_t *value, const char *text, struct failure *f)
 {
 	static const struct unit plain[] = {{"", 1}, {NULL, 0}};
-	static const struct unit times[] = {{"", 1000},	   {"ms", 1},	     {"s", 1000},
-					    {"m", 60000},  {"h", 3600000},   {NULL, 0}};
+	static const struct unit times[] = {{"", 1000},	  {"ms", 1},	  {"s", 1000},
+					    {"m", 60000}, {"h", 3600000}, {NULL, 0}};
 	int duration = opt->type == OPT_DURATION;
 	uint64_t v;
 	int err;
@@ -89,11 +89,12 @@ static int set_number(const struct opt *opt, uint64_t *value, const char *text, 
 	err = parse_number(text, duration ? times : plain, &v);
 	if (err == -EINVAL)
 		return fail(f, err, "%s: '%s' is not %s", opt->name, text,
-			    duration ? "a duration; write for example 500ms, 5s or 2m" : "a number");
+			    duration ? "a duration; write for example 500ms, 5s or 2m"
+				     : "a number");
 	if (err || v < opt->min || v > opt->max)
-		return fail(f, -ERANGE, "%s: %s is out of range; allowed are %llu to %llu%s", opt->name,
-			    text, (unsigned long long)opt->min, (unsigned long long)opt->max,
-			    duration ? " ms" : "");
+		return fail(f, -ERANGE, "%s: %s is out of range; allowed are %llu to %llu%s",
+			    opt->name, text, (unsigned long long)opt->min,
+			    (unsigned long long)opt->max, duration ? " ms" : "");
 	*value = v;
 	return 0;
 }
@@ -165,8 +166,9 @@ static int file_entry(void *user, const char *section, const char *key, const ch
 	if (strcmp(section, st->prog->section)) {
 		if (known_section(section))
 			return 1;
-		st->err = fail(st->f, -EINVAL, "%s: no such section [%s]; there are [loader] and [proxy]",
-			       key, section);
+		st->err = fail(st->f, -EINVAL,
+			       "%s: no such section [%s]; there are [loader] and [proxy]", key,
+			       section);
 		return 0;
 	}
 	for (opt = st->prog->opts; opt->name; opt++)
@@ -202,8 +204,8 @@ int opts_read_file(const struct opt_program *prog, void *settings, struct failur
 	if (st.err)
 		return fail(f, st.err, "%s, line %d: %s", path, line, why.text);
 	if (line)
-		return fail(f, -EINVAL, "%s, line %d: neither [section], key = value nor a comment", path,
-			    line > 0 ? line : 0);
+		return fail(f, -EINVAL, "%s, line %d: neither [section], key = value nor a comment",
+			    path, line > 0 ? line : 0);
 	return 0;
 }
 
@@ -242,7 +244,8 @@ static const struct opt *opt_by_getopt(const struct opt_program *prog, int c)
 	return NULL;
 }
 
-/* One walk over the command line: first for --name and --config, then for the rest over the file. */
+/* One walk over the command line: first for --name and --config, then for the rest over the file.
+ */
 static int walk(const struct opt_program *prog, int argc, char **argv, void *settings, int common,
 		int *ret_next, struct failure *f)
 {
@@ -266,7 +269,8 @@ static int walk(const struct opt_program *prog, int argc, char **argv, void *set
 		}
 		if (c == '?' || c == ':')
 			return fail(f, -EINVAL, "%s: %s; see %s --help", argv[optind - 1],
-				    c == ':' ? "needs a value" : "no such option, or it takes no value",
+				    c == ':' ? "needs a value"
+					     : "no such option, or it takes no value",
 				    prog->name);
 		opt = opt_by_getopt(prog, c);
 		if ((opt->offset < sizeof(struct opt_common)) != common)

@@ -12,11 +12,12 @@
 #include "failure.h"
 
 enum opt_type {
-	OPT_FLAG,     /* bool; in the file: yes, no, on, off, true, false, 1, 0 */
-	OPT_STRING,   /* char *, owned by the settings */
-	OPT_LIST,     /* struct opt_list; given several times; the command line replaces the file's */
-	OPT_UINT,     /* uint64_t between min and max */
-	OPT_DURATION, /* uint64_t milliseconds between min and max: 500ms, 5s, 2m, 1h; plain: seconds */
+	OPT_FLAG,   /* bool; in the file: yes, no, on, off, true, false, 1, 0 */
+	OPT_STRING, /* char *, owned by the settings */
+	OPT_LIST,   /* struct opt_list; given several times; the command line replaces the file's */
+	OPT_UINT,   /* uint64_t between min and max */
+	OPT_DURATION, /* uint64_t milliseconds between min and max: 500ms, 5s, 2m, 1h; plain:
+			 seconds */
 	OPT_CHOICE,   /* int: index into choices */
 };
 
@@ -39,11 +40,12 @@ struct opt {
 
 struct opt_program {
 	const char *name;
-	const char *usage;     /* after the name in "Usage:" */
-	const char *about;     /* a paragraph */
-	const char *section;   /* of the configuration file; NULL: the program reads none */
-	const struct opt *opts; /* ends with a NULL name; its settings begin with struct opt_common */
-	const char *epilogue;  /* exit codes, examples */
+	const char *usage;   /* after the name in "Usage:" */
+	const char *about;   /* a paragraph */
+	const char *section; /* of the configuration file; NULL: the program reads none */
+	const struct opt
+		*opts;	      /* ends with a NULL name; its settings begin with struct opt_common */
+	const char *epilogue; /* exit codes, examples */
 };
 
 /* What every program has, and what decides which file is read. First member of the settings. */
@@ -52,15 +54,19 @@ struct opt_common {
 	char *config; /* file; NULL: /etc/tproxy/NAME.conf if there is one */
 };
 
-#define OPT_COMMON                                                                             \
-	{.name = "name", .letter = 'n', .type = OPT_STRING, .arg = "NAME",                     \
-	 .offset = offsetof(struct opt_common, name),                                          \
-	 .help = "instance to work on (default: tproxy)", .command_line_only = 1},             \
-	{                                                                                      \
-		.name = "config", .letter = 'c', .type = OPT_STRING, .arg = "FILE",            \
-		.offset = offsetof(struct opt_common, config),                                 \
+#define OPT_COMMON                                                                               \
+	{.name = "name",                                                                         \
+	 .letter = 'n',                                                                          \
+	 .type = OPT_STRING,                                                                     \
+	 .arg = "NAME",                                                                          \
+	 .offset = offsetof(struct opt_common, name),                                            \
+	 .help = "instance to work on (default: tproxy)",                                        \
+	 .command_line_only = 1},                                                                \
+	{                                                                                        \
+		.name = "config", .letter = 'c', .type = OPT_STRING, .arg = "FILE",              \
+		.offset = offsetof(struct opt_common, config),                                   \
 		.help = "read settings from FILE (default: /etc/tproxy/NAME.conf if it exists)", \
-		.command_line_only = 1                                                         \
+		.command_line_only = 1                                                           \
 	}
 
 /* opts_parse() results beside -errno (the failure then says why). */

@@ -54,12 +54,12 @@ static inline void cleanup_dir(DIR **d)
 #define _cleanup_dir_  _cleanup_(cleanup_dir)
 
 /* Hands a descriptor over: the variable no longer closes it. */
-#define TAKE_FD(fd)                 \
-	({                          \
-		int *fd_ = &(fd);   \
-		int taken_ = *fd_;  \
-		*fd_ = -1;          \
-		taken_;             \
+#define TAKE_FD(fd)                \
+	({                         \
+		int *fd_ = &(fd);  \
+		int taken_ = *fd_; \
+		*fd_ = -1;         \
+		taken_;            \
 	})
 
 #define TAKE_PTR(p)                         \

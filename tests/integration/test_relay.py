@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""What a session carries: bytes, ends and resets, each way."""
+
+import contextlib
+import hashlib
+import os
+import socket
+import struct
+import threading
+
+from harness import (UNHELD, Failed, Sandbox, Server, case, case_for, echo, free_port, line, main, run,
+                     silent, swallow, wait_for)
+
+MEGABYTE = os.urandom(1 << 20)
+ADDRESSES = {"IPv4": ("10.77.0.1",), "IPv6": ("fd77::1",)}
+
+
+def reset_on_close(sock):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def read_all(sock):
+    """Everything up to the FIN."""
+    parts = []
+    while data := sock.recv(1 << 20):
+        parts.append(data)
+    return b"".join(parts)
+
+
+def assert_reset(sock):
+    """The next thing that comes is a reset."""
+    try:
+        raise Failed(f"no reset, but {sock.recv(100)!r}")
+    except ConnectionResetError:
+        pass
+
+
+def assert_connect_is_reset(box, address):
+    """The reset may come before connect() has returned."""
+    with contextlib.suppress(ConnectionResetError), box.connect(address) as client:
+        raise Failed(f"no reset, but {client.recv(100)!r}")
+
+
+class Exchange:
+    """A server that runs a test's own steps on one connection, and hands on what they return."""
+
+    def __init__(self, steps):
+        self.steps, self.result, self.done = steps, None, threading.Event()
+
+    def __call__(self, connection):
+        try:
+            self.result = self.steps(connection)
+        except OSError as error:
+            self.result = error
+        self.done.set()
+
+    def wait(self):
+        assert self.done.wait(20), "the server's side is still waiting"
+        return self.result
+
+
+@case_for(ADDRESSES)
+def half_close_client_first(address):
+    with Sandbox() as box, Server(address, swallow) as server:
+        with box.connect(server.address) as client:
+            for _ in range(5):
+                client.sendall(MEGABYTE)
+            client.shutdown(socket.SHUT_WR)
+            assert read_all(client) == str(5 << 20).encode()
+        assert "end=closed" in box.proxy.wait_log(f":{server.port} ")
+
+
+@case_for(ADDRESSES)
+def half_close_server_first(address):
+    def steps(connection):
+        connection.sendall(MEGABYTE)
+        connection.shutdown(socket.SHUT_WR)
+        return read_all(connection)
+
+    exchange = Exchange(steps)
+    with Sandbox() as box, Server(address, exchange) as server:
+        with box.connect(server.address) as client:
+            assert read_all(client) == MEGABYTE
+            for _ in range(3):
+                client.sendall(MEGABYTE)
+        assert exchange.wait() == 3 * MEGABYTE
+        assert "end=closed" in box.proxy.wait_log(f":{server.port} ")
+
+
+@case
+def both_sides_half_close_and_a_byte_still_arrives():
+    """A FIN one way must not be passed on as the end of the other."""
+    def steps(connection):
+        connection.recv(1)
+        connection.sendall(b"a")
+        assert connection.recv(1) == b"", "no FIN"
+        connection.sendall(b"b")
+
+    exchange = Exchange(steps)
+    with Sandbox() as box, Server("10.77.0.1", exchange) as server:
+        with box.connect(server.address) as client:
+            client.sendall(b"x")
+            assert client.recv(1) == b"a"
+            client.shutdown(socket.SHUT_WR)
+            assert read_all(client) == b"b"
+        exchange.wait()
+
+
+@case
+def write_then_close_delivers_everything():
+    exchange = Exchange(read_all)
+    with Sandbox() as box, Server("10.77.0.1", exchange) as server:
+        with box.connect(server.address) as client:
+            client.sendall(MEGABYTE)
+        assert exchange.wait() == MEGABYTE
+
+
+@case
+def connect_then_close_is_seen_by_the_server():
+    exchange = Exchange(read_all)
+    with Sandbox() as box, Server("10.77.0.1", exchange) as server:
+        box.connect(server.address).close()
+        assert exchange.wait() == b""
+
+
+def digest_sender(sock, blocks):
+    """Sends changing blocks and the FIN; returns the digest of what was sent."""
+    digest = hashlib.sha256()
+    for number in range(blocks):
+        block = number.to_bytes(4, "big") + MEGABYTE
+        digest.update(block)
+        sock.sendall(block)
+    sock.shutdown(socket.SHUT_WR)
+    return digest.hexdigest()
+
+
+def digest_reader(sock, results):
+    digest = hashlib.sha256()
+    while data := sock.recv(1 << 20):
+        digest.update(data)
+    results.append(digest.hexdigest())
+
+
+def both_ways(sock, blocks):
+    """Sends and receives at once; returns (digest sent, digest received)."""
+    results = []
+    reader = threading.Thread(target=digest_reader, args=(sock, results))
+    reader.start()
+    sent = digest_sender(sock, blocks)
+    reader.join()
+    return sent, results[0]
+
+
+@case_for(ADDRESSES)
+def big_transfers_both_ways_at_once_arrive_whole(address):
+    exchange = Exchange(lambda connection: both_ways(connection, 60))
+    with Sandbox() as box, Server(address, exchange) as server:
+        with box.connect(server.address) as client:
+            sent, received = both_ways(client, 100)
+        assert exchange.wait() == (received, sent)
+        ended = box.proxy.wait_log(f":{server.port} ")
+        block = 4 + len(MEGABYTE)
+        assert f" up={100 * block} down={60 * block} " in ended, ended
+
+
+@case
+def a_slow_reader_holds_the_sender_back():
+    gate = threading.Event()
+
+    def steps(connection):
+        gate.wait(20)
+        return len(read_all(connection))
+
+    exchange = Exchange(steps)
+    with Sandbox() as box, Server("10.77.0.1", exchange) as server:
+        with box.connect(server.address) as client:
+            client.setblocking(False)
+            sent = 0
+            try:
+                while sent < 1 << 30:
+                    sent += client.send(MEGABYTE)
+            except BlockingIOError:
+                pass
+            assert sent < 1 << 30, "somebody buffers without limit"
+            gate.set()
+        assert exchange.wait() == sent
+
+
+@case
+def a_thousand_sessions_at_once_stay_apart():
+    with Sandbox() as box, Server("10.77.0.1", echo) as server:
+        with box.inside():
+            clients = [socket.create_connection(server.address) for _ in range(1000)]
+        for number, client in enumerate(clients):
+            client.sendall(b"%08d" % number)
+        for number, client in enumerate(clients):
+            assert client.recv(8, socket.MSG_WAITALL) == b"%08d" % number
+            client.close()
+        box.wait_no_records()
+
+
+@case_for({"client": (True,), "server": (False,)})
+def a_reset_arrives_as_a_reset_from_the(resetter_is_client):
+    def steps(connection):
+        connection.sendall(b"ready\n")
+        if resetter_is_client:
+            assert_reset(connection)
+        else:
+            connection.recv(1)
+            reset_on_close(connection)
+        return "as expected"
+
+    exchange = Exchange(steps)
+    with Sandbox() as box, Server("10.77.0.1", exchange) as server:
+        with box.connect(server.address) as client:
+            line(client)
+            if resetter_is_client:
+                reset_on_close(client)
+            else:
+                client.sendall(b"x")
+                assert_reset(client)
+        assert exchange.wait() == "as expected"
+        who = "reset-by-client" if resetter_is_client else "reset-by-server"
+        assert f"end={who}" in box.proxy.wait_log(f":{server.port} ")
+
+
+@case_for(ADDRESSES)
+def a_refused_server_resets_the_client(address):
+    port = free_port(address)
+    with Sandbox(proxy=UNHELD) as box:
+        assert_connect_is_reset(box, (address, port))
+        ended = box.proxy.wait_log(f":{port} ")
+        assert "end=connect-failed" in ended and "Connection refused" in ended, ended
+        box.wait_no_records()
+
+
+@case
+def an_unreachable_server_resets_the_client():
+    run(["ip", "route", "add", "unreachable", "10.88.0.0/24"])
+    with Sandbox(proxy=UNHELD) as box:
+        assert_connect_is_reset(box, ("10.88.0.1", 80))
+        assert "end=connect-failed" in box.proxy.wait_log("dst=10.88.0.1:80")
+
+
+@contextlib.contextmanager
+def black_hole():
+    """The address of a server that never answers: what arrives for it is dropped."""
+    run(["nft", "table inet hole { chain c { type filter hook input priority 0; "
+         "ip daddr 10.77.0.9 drop; }; }"])
+    try:
+        yield ("10.77.0.9", 80)
+    finally:
+        run(["nft", "delete table inet hole"])
+
+
+def upstreams_waiting():
+    return run(["ss", "-Htn", "state", "syn-sent"]).stdout.strip()
+
+
+@case
+def a_silent_server_resets_the_client_after_connect_timeout():
+    with black_hole() as address, Sandbox(proxy=(*UNHELD, "--connect-timeout", "200ms")) as box:
+        with box.connect(address) as client:
+            assert_reset(client)
+        assert "end=connect-timeout" in box.proxy.wait_log("dst=10.77.0.9:80")
+        assert not upstreams_waiting()
+
+
+@case
+def a_client_that_gives_up_leaves_no_upstream_behind():
+    with black_hole() as address, Sandbox(proxy=(*UNHELD, "--connect-timeout", "1h")) as box:
+        with box.connect(address) as client:
+            wait_for(upstreams_waiting, "the upstream connection to be tried")
+            reset_on_close(client)
+        assert "end=client-gave-up" in box.proxy.wait_log("dst=10.77.0.9:80")
+        wait_for(lambda: not upstreams_waiting(), "the upstream connection to go")
+
+
+@case
+def data_sent_before_the_server_answers_is_kept():
+    """The client's connect() returns before the upstream's: what it writes meanwhile must wait."""
+    exchange = Exchange(read_all)
+    with Sandbox() as box, Server("10.77.0.1", exchange) as server:
+        with box.socket() as client:
+            client.setblocking(False)
+            client.connect_ex(server.address)
+            wait_for(lambda: client.connect_ex(server.address) in (0, 106), "EISCONN")
+            client.setblocking(True)
+            client.sendall(b"early")
+        assert exchange.wait() == b"early"
+
+
+@case
+def sessions_survive_the_unloading_of_the_hooks():
+    with Sandbox() as box, Server("10.77.0.1", echo) as server:
+        with box.connect(server.address) as client:
+            client.sendall(b"before")
+            assert client.recv(100) == b"before"
+            box.unload()
+            client.sendall(b"after")
+            assert client.recv(100) == b"after"
+
+
+@case
+def an_idle_server_costs_nothing():
+    """A session that carries nothing must not wake the proxy."""
+    with Sandbox() as box, Server("10.77.0.1", silent) as server:
+        with box.connect(server.address):
+            wait_for(lambda: server.peers, "the server to be reached")
+            with open(f"/proc/{box.proxy.pid}/syscall") as current:
+                wait_for(lambda: not current.seek(0) and current.read().split()[0] in ("232", "281",
+                         "22", "20"), "the proxy to sleep in epoll_wait")
+
+
+main()

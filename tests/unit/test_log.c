@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: BSD-2-Clause
+/* The limiter for what a peer can trigger, level names, and the form of a line. */
+#include <fcntl.h>
+#include <string.h>
+
+#include "unit.h"
+
+#include "log.h"
+
+static void test_burst_then_silence(void **state)
+{
+	struct log_limit limit = {.burst = 3, .interval_ms = 3600 * 1000};
+	unsigned int missed = 99;
+
+	(void)state;
+	for (int i = 0; i < 3; i++) {
+		assert_true(log_allowed(&limit, &missed));
+		assert_int_equal(missed, 0);
+	}
+	for (int i = 0; i < 5; i++)
+		assert_false(log_allowed(&limit, &missed));
+}
+
+static void test_next_interval_tells_what_was_missed(void **state)
+{
+	struct log_limit limit = {.burst = 1, .interval_ms = 3600 * 1000};
+	unsigned int missed = 99;
+
+	(void)state;
+	assert_true(log_allowed(&limit, &missed));
+	assert_false(log_allowed(&limit, &missed));
+	assert_false(log_allowed(&limit, &missed));
+	limit.begin_ms -= limit.interval_ms; /* an hour passes */
+	assert_true(log_allowed(&limit, &missed));
+	assert_int_equal(missed, 2);
+	limit.begin_ms -= limit.interval_ms;
+	assert_true(log_allowed(&limit, &missed));
+	assert_int_equal(missed, 0);
+}
+
+static void test_level_names(void **state)
+{
+	int level = 99;
+
+	(void)state;
+	assert_int_equal(log_level_parse("err", &level), 0);
+	assert_int_equal(level, LOG_ERR);
+	assert_int_equal(log_level_parse("debug", &level), 0);
+	assert_int_equal(level, LOG_DEBUG);
+	level = 99;
+	assert_int_equal(log_level_parse("loud", &level), -EINVAL);
+	assert_int_equal(log_level_parse("", &level), -EINVAL);
+	assert_int_equal(level, 99); /* not clobbered */
+}
+
+/* What log_write() puts on stderr; returned in buf. */
+static const char *written(int priority, const char *text, char *buf, size_t size)
+{
+	int pipe_fds[2], saved = dup(STDERR_FILENO);
+	ssize_t n;
+
+	assert_int_equal(pipe2(pipe_fds, O_CLOEXEC | O_NONBLOCK), 0);
+	dup2(pipe_fds[1], STDERR_FILENO);
+	log_write(priority, "%s", text);
+	dup2(saved, STDERR_FILENO);
+	n = read(pipe_fds[0], buf, size - 1);
+	buf[n > 0 ? n : 0] = 0;
+	close(saved);
+	close(pipe_fds[0]);
+	close(pipe_fds[1]);
+	return buf;
+}
+
+static void test_lines(void **state)
+{
+	char buf[8192], longer[4096];
+
+	(void)state;
+	log_init("prog");
+	assert_string_equal(written(LOG_INFO, "hello", buf, sizeof(buf)), "prog: hello\n");
+	assert_string_equal(written(LOG_DEBUG, "hello", buf, sizeof(buf)), "");
+	log_set_level(LOG_DEBUG);
+	assert_string_equal(written(LOG_DEBUG, "hello", buf, sizeof(buf)), "prog: hello\n");
+	memset(longer, 'x', sizeof(longer) - 1);
+	longer[sizeof(longer) - 1] = 0;
+	written(LOG_INFO, longer, buf, sizeof(buf)); /* cut, still one line */
+	assert_int_equal(buf[strlen(buf) - 1], '\n');
+	assert_true(strlen(buf) < sizeof(longer));
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_burst_then_silence),
+		cmocka_unit_test(test_next_interval_tells_what_was_missed),
+		cmocka_unit_test(test_level_names),
+		cmocka_unit_test(test_lines),
+	};
+
+	return cmocka_run_group_tests_name("log", tests, NULL, NULL);
+}
