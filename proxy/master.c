@@ -2,14 +2,14 @@
 /*
  * Theory of operation
  *
- *	a worker ends by itself	  -> it was told to stop: so do we
- *	a worker dies		  -> another is started, which goes on where it was
- *	workers die at once	  -> the next one is started after a pause
- *	none serves for `grace`	  -> the marks are taken off the listeners: the failure policy
- *applies
- *	SIGHUP			  -> a child asks the binary, which may be another by now, whether
- *it can take over; then the worker is killed and we become that binary we die
- *-> the worker becomes a master in the same way
+ *	a worker ends by itself	-> it was told to stop: so do we
+ *	a worker dies		-> another is started, which goes on where it was
+ *	workers die at once	-> the next one is started after a pause
+ *	none serves for `grace`	-> the listeners lose their marks: failure policy
+ *	SIGHUP			-> a child asks the binary, another by now perhaps,
+ *				   whether it can take over; then the worker is
+ *				   killed, and we become that binary
+ *	we die			-> the worker becomes a master in the same way
  *
  * The master opens nothing while it runs and works on no session.
  */
