@@ -243,9 +243,12 @@ static int accept_own(struct proxy *p, int listener, __u64 cookie,
 {
 	struct pollfd polls[] = {{.fd = listener, .events = POLLIN},
 				 {.fd = p->shared->ring, .events = POLLIN}};
+	uint64_t deadline = monotonic_ms() + SELFTEST_TIMEOUT_MS;
 	struct tp_record rec;
 
-	while (poll(polls, ARRAY_SIZE(polls), SELFTEST_TIMEOUT_MS) > 0) {
+	/* Others may keep coming. */
+	while (monotonic_ms() < deadline &&
+	       poll(polls, ARRAY_SIZE(polls), SELFTEST_TIMEOUT_MS) > 0) {
 		int fd;
 
 		hold_events(p);

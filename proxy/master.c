@@ -23,11 +23,11 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <systemd/sd-daemon.h>
 
 #include "listener.h"
 #include "log.h"
 #include "loop.h"
+#include "notify.h"
 #include "recover.h"
 #include "worker.h"
 
@@ -35,6 +35,7 @@
 #define QUICK_MAX    5	 /* so many may, one after the other */
 #define PAUSE_MS     100 /* then this long, and twice as long each time, */
 #define PAUSE_MAX_MS 2000
+#define TELL_MS	     100 /* between two tries to tell the service manager something */
 
 struct master {
 	struct proxy *p;
@@ -46,6 +47,7 @@ struct master {
 	uint64_t restart_ms; /* when to start a worker; 0: there is one */
 	uint64_t idle_ms;    /* since when nobody serves; 0: somebody does */
 	unsigned int quick;
+	const char *untold; /* what the service manager was too busy to be told; NULL: nothing */
 	int distrusted; /* we took the marks off the listeners */
 	int status;	/* to exit with; -1: not yet */
 };
@@ -196,6 +198,11 @@ static void start_worker(struct master *m)
 	m->worker = pid;
 }
 
+static void tell(struct master *m, const char *state)
+{
+	m->untold = notify_send(state) == -EAGAIN ? state : NULL;
+}
+
 static void describe_end(int status, char *buf, size_t size)
 {
 	if (WIFSIGNALED(status))
@@ -247,7 +254,7 @@ static void serving(struct master *m)
 		m->distrusted = 0;
 	}
 	if (m->p->fresh)
-		sd_notify(0, "READY=1");
+		tell(m, "READY=1");
 	m->p->fresh = 0;
 }
 
@@ -257,7 +264,7 @@ static void answered(struct master *m, int status)
 	if (status) {
 		log_error("not reloaded: %s cannot take over, see above; the present one serves on",
 			  m->path);
-		sd_notify(0, "READY=1");
+		tell(m, "READY=1");
 		return;
 	}
 	log_notice("reloading: becoming %s", m->path);
@@ -267,7 +274,7 @@ static void answered(struct master *m, int status)
 	}
 	become_new(m);
 	m->worker = 0;
-	sd_notify(0, "READY=1");
+	tell(m, "READY=1");
 	start_worker(m);
 }
 
@@ -286,10 +293,13 @@ static void children_ended(struct master *m)
 
 static void reload(struct master *m)
 {
+	char state[64];
+
 	if (m->asked || m->p->shared->stops)
 		return;
-	sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%llu",
-		   (unsigned long long)monotonic_ms() * 1000);
+	snprintf(state, sizeof(state), "RELOADING=1\nMONOTONIC_USEC=%llu",
+		 (unsigned long long)monotonic_ms() * 1000);
+	notify_send(state);
 	m->asked = ask_binary(m);
 	if (m->asked < 0) {
 		log_error("cannot reload: %m");
@@ -301,7 +311,7 @@ static void stop(struct master *m, int signo)
 {
 	m->p->shared->stop_signal = signo;
 	m->p->shared->stops++;
-	sd_notify(0, "STOPPING=1");
+	tell(m, "STOPPING=1");
 	if (m->worker)
 		kill(m->worker, signo);
 	else
@@ -327,6 +337,8 @@ static int wait_signal(struct master *m, const sigset_t *set)
 	siginfo_t info;
 	int r;
 
+	if (m->untold && (!until || now + TELL_MS < until))
+		until = now + TELL_MS;
 	if (m->idle_ms && !m->distrusted && (!until || m->idle_ms + m->p->settings.grace < until))
 		until = m->idle_ms + m->p->settings.grace;
 	if (!until) {
@@ -367,6 +379,8 @@ int master_run(struct proxy *p, char **argv)
 		if (m.status < 0 && m.restart_ms && m.restart_ms <= monotonic_ms())
 			start_worker(&m);
 		check_grace(&m);
+		if (m.untold)
+			tell(&m, m.untold);
 	}
 	return m.status;
 }

@@ -38,14 +38,11 @@ static int first_start(struct proxy *p, struct failure *f)
 	return err;
 }
 
-/* Sessions are open, so nothing that is found wrong now is a reason to end. */
+/* No self-test here: clients would have to wait for it, and sessions are open, so nothing that it found
+ * would be a reason to end. */
 static int resume(struct proxy *p, const struct recovery *r, uint64_t began_ms)
 {
-	struct failure f;
-
 	recover_sessions(p, r);
-	if (p->fresh && !p->shared->drain_until && listener_selftest(p, session_accepted, &f))
-		log_warning("%s", f.text);
 	log_notice("serving on as pid %u; %u sessions go on (%llu ms)", p->tgid,
 		   table_used(&p->table), (unsigned long long)(monotonic_ms() - began_ms));
 	return 0;

@@ -6,7 +6,7 @@
 #include "proxy.h"
 
 /* Takes over what a predecessor has left, registers, and says to the master that it serves. The
- * first with this binary proves by a self-test that the hooks answer. */
+ * very first proves by a self-test that the hooks answer. */
 int worker_start(struct proxy *p, struct failure *f);
 
 /* Serves. 0 once told to stop and drained; LOOP_ORPHANED; or -errno. */
