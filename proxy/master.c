@@ -48,8 +48,8 @@ struct master {
 	uint64_t idle_ms;    /* since when nobody serves; 0: somebody does */
 	unsigned int quick;
 	const char *untold; /* what the service manager was too busy to be told; NULL: nothing */
-	int distrusted; /* we took the marks off the listeners */
-	int status;	/* to exit with; -1: not yet */
+	int distrusted;	    /* we took the marks off the listeners */
+	int status;	    /* to exit with; -1: not yet */
 };
 
 static void wanted_signals(sigset_t *ret_set)

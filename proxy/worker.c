@@ -38,8 +38,8 @@ static int first_start(struct proxy *p, struct failure *f)
 	return err;
 }
 
-/* No self-test here: clients would have to wait for it, and sessions are open, so nothing that it found
- * would be a reason to end. */
+/* No self-test here: clients would have to wait for it, and sessions are open, so nothing that it
+ * found would be a reason to end. */
 static int resume(struct proxy *p, const struct recovery *r, uint64_t began_ms)
 {
 	recover_sessions(p, r);
