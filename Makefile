@@ -4,6 +4,7 @@
 # make deps		install the Debian packages that building and testing need
 # make run [CMD="..."]	deps, build, then show it at work on one command
 # make check		deps, build, all tests
+# make crashtest	deps, build, KILLS=1000 killed workers and RELOADS=100 reloads under load
 # make install		into $(DESTDIR)$(PREFIX)
 #
 # O=DIR builds elsewhere, V=1 shows the commands, SAN=1 builds with ASan and UBSan.
@@ -152,6 +153,14 @@ run: deps
 check: deps
 	$(Q)$(MAKE) --no-print-directory all tests
 	$(Q)O=$(O) tests/run $(TESTS)
+
+KILLS ?= 1000
+RELOADS ?= 100
+
+.PHONY: crashtest
+crashtest: deps
+	$(Q)$(MAKE) --no-print-directory all tests
+	$(Q)O=$(O) KILLS=$(KILLS) RELOADS=$(RELOADS) TPTEST_DEADLINE=3600 tests/run integration/test_crash
 
 # --- the rest -------------------------------------------------------------------------------------
 
