@@ -9,6 +9,7 @@
 #include "recover.h"
 
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include "listener.h"
@@ -93,6 +94,22 @@ static int sort_strangers(struct recovery *r)
 	return 0;
 }
 
+/* poll() takes no more at a time than the limit on descriptors, which may have shrunk since they
+ * were opened. */
+static int look(struct recovery *r)
+{
+	struct rlimit limit = {.rlim_cur = 1024};
+	uint32_t chunk;
+
+	getrlimit(RLIMIT_NOFILE, &limit);
+	for (uint32_t at = 0; at < r->count; at += chunk) {
+		chunk = r->count - at < limit.rlim_cur ? r->count - at : limit.rlim_cur;
+		if (!chunk || poll(r->polls + at, chunk, 0) < 0)
+			return -EINVAL;
+	}
+	return 0;
+}
+
 int recover_descriptors(struct proxy *p, struct recovery *ret, struct failure *f)
 {
 	struct recovery r _cleanup_(recover_free) = {.count = recover_fd_table_size(p->fd_limit)};
@@ -103,8 +120,8 @@ int recover_descriptors(struct proxy *p, struct recovery *ret, struct failure *f
 	for (uint32_t fd = 0; fd < r.count; fd++)
 		r.polls[fd] = (struct pollfd){.fd = fd,
 					      .events = POLLIN | POLLPRI | POLLOUT | POLLRDHUP};
-	if (poll(r.polls, r.count, 0) < 0)
-		return fail(f, -errno, "cannot look at the descriptors that were left: %m");
+	if (look(&r))
+		return fail(f, -EINVAL, "cannot look at the descriptors that were left");
 	check_books(p, &r);
 	if (sort_strangers(&r))
 		return fail(f, -ENOMEM, "out of memory");
