@@ -240,14 +240,11 @@ static __always_inline int doorman(struct __sk_buff *skb)
 }
 
 /* A client that tproxyd may be connecting for has gone. */
-static __always_inline void hold_gone(__u64 cookie)
+static __always_inline void hold_gone(const struct tp_record *rec, __u64 cookie)
 {
-	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
 	struct tp_event_gone *event;
 	void *ring;
 
-	if (!rec)
-		return;
 	ring = record_ring(rec);
 	if (!ring)
 		return;

@@ -20,6 +20,7 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -68,8 +69,7 @@ static void send_error(struct proxy *p, const struct session *s)
 {
 	struct packet_flow flow = flow_of(p, &s->client.src);
 	uint8_t packet[PACKET_MAX];
-	int exact;
-	size_t len = packet_error(&flow, s->syn.seq, s->error, packet, &exact);
+	size_t len = packet_error(&flow, s->syn.seq, s->error, s->by_icmp, packet);
 
 	send_packet(p, &flow.client, packet, len);
 }
@@ -105,6 +105,11 @@ void hold_grant(struct proxy *p, struct session *s)
 
 void hold_refuse(struct proxy *p, struct session *s, int error)
 {
+	struct pollfd upstream = {.fd = s->fd[UPSTREAM]};
+
+	/* After an ICMP error, unlike after a reset, a socket goes on to report one. */
+	s->by_icmp = error == ECONNREFUSED && poll(&upstream, 1, 0) == 1 &&
+		     upstream.revents & POLLERR;
 	s->fd[UPSTREAM] = fd_close(s->fd[UPSTREAM]);
 	s->error = error;
 	s->tries = 1;

@@ -68,18 +68,27 @@ void relay_urgent(struct session *s, enum side side)
 	s->urgent |= 1 << side;
 }
 
+static int at_urgent_mark(int fd)
+{
+	int at_mark = 0;
+
+	return !ioctl(fd, SIOCATMARK, &at_mark) && at_mark;
+}
+
 /*
- * splice() stops short of an urgent byte as if nothing were there. With all before it delivered, it
- * is passed on as what it is: looked at, sent, and only then taken, so that it is never in user
- * space alone. 0, or -EAGAIN: not at the mark, or the destination is full.
+ * splice() stops short of an urgent byte as if nothing were there, or as if it were the end. With
+ * all before it delivered, it is passed on as what it is: looked at, sent, and only then taken, so
+ * that it is never in user space alone. 0; -EAGAIN: not there yet, or the destination is full; or
+ * the destination's error.
  */
 static int pass_urgent(struct session *s, enum side from)
 {
-	int at_mark = 0;
 	char byte;
 
-	if (ioctl(s->fd[from], SIOCATMARK, &at_mark) || !at_mark ||
-	    recv(s->fd[from], &byte, 1, MSG_PEEK | MSG_DONTWAIT) != 1)
+	if (!at_urgent_mark(s->fd[from]))
+		return -EAGAIN;
+	relay_urgent(s, from);
+	if (recv(s->fd[from], &byte, 1, MSG_PEEK | MSG_DONTWAIT) != 1)
 		return -EAGAIN;
 	if (send(s->fd[!from], &byte, 1, MSG_OOB | MSG_DONTWAIT | MSG_NOSIGNAL) != 1)
 		return -errno;
@@ -109,6 +118,8 @@ static int fill(struct session *s, enum side from, struct pipes *pipes)
 	}
 	if (n < 0 && errno == EAGAIN)
 		return s->urgent & 1 << from ? pass_urgent(s, from) : -EAGAIN;
+	if (n == 0 && at_urgent_mark(s->fd[from]))
+		return pass_urgent(s, from);
 	if (n < 0)
 		s->error = errno;
 	/* A socket reports its error once and plain EOF from then on: hence `broken`. */

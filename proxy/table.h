@@ -73,6 +73,7 @@ struct session {
 	uint8_t hashed : 1;
 	uint8_t early : 1; /* the upstream spoke before the client was accepted */
 	uint8_t upstream_watched : 1;
+	uint8_t by_icmp : 1;  /* the upstream was refused by an ICMP error */
 	uint8_t urgent : 2;   /* bit 1 << side: that side has sent urgent data */
 	uint8_t tries;	      /* how often the client was sent its error */
 	int32_t fd[2];	      /* by enum side; -1 where there is none */
