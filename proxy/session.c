@@ -274,6 +274,8 @@ void session_held(struct proxy *p, const struct tp_record *client, const struct 
 		err = watch(p, s, UPSTREAM);
 		if (err)
 			no_resources(p, s, -err);
+		else
+			hold_waiting(p, s);
 	}
 }
 
