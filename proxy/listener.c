@@ -74,9 +74,11 @@ int listener_open(struct proxy *p, struct failure *f)
 {
 	p->port = p->instance.config->port;
 	if (!p->port)
-		return fail(f, -EINVAL,
-			    "instance %s has no port; load it anew: tproxy-load --name %s",
-			    p->instance.name, p->instance.name);
+		return fail(
+			f, -EINVAL,
+			"instance %s has no port, as if tproxy-load had been interrupted; tproxy "
+			"doctor --name %s says how to go on",
+			p->instance.name, p->instance.name);
 	for (int i = 0; i < LISTENER_COUNT; i++) {
 		p->listener[i] = listen_on(&loopback[i], p->port);
 		if (p->listener[i] >= 0)
@@ -130,8 +132,9 @@ int listener_register(struct proxy *p, struct failure *f)
 			    p->instance.name);
 	if (!mark.tgid && !p->instance.config->enabled)
 		return fail(f, -EAGAIN,
-			    "the hooks of instance %s are loaded but not enabled; run "
-			    "tproxy-load --name %s",
+			    "the hooks of instance %s are loaded but not enabled, as if "
+			    "tproxy-load had "
+			    "been interrupted; tproxy doctor --name %s says how to go on",
 			    p->instance.name, p->instance.name);
 	if (!mark.tgid)
 		return fail(
