@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "congestion.h"
 #include "endpoint.h"
 #include "hold.h"
 
@@ -81,8 +82,12 @@ int listener_open(struct proxy *p, struct failure *f)
 			p->instance.name, p->instance.name);
 	for (int i = 0; i < LISTENER_COUNT; i++) {
 		p->listener[i] = listen_on(&loopback[i], p->port);
-		if (p->listener[i] >= 0)
+		if (p->listener[i] >= 0) {
+			p->paces = congestion_paces(p->listener[i]);
+			if (p->paces)
+				congestion_local(p->listener[i]);
 			continue;
+		}
 		/* A namespace without IPv6 has no ::1; its clients have no IPv6 either. */
 		if (i == LISTENER_V6 &&
 		    (p->listener[i] == -EAFNOSUPPORT || p->listener[i] == -EADDRNOTAVAIL))

@@ -37,6 +37,7 @@ struct proxy {
 	uint64_t now_ms;      /* CLOCK_MONOTONIC, read once a turn */
 	uint64_t resume_ms;   /* when to accept again; 0: accepting */
 	uint64_t drain_until; /* 0: not draining */
+	int paces;	      /* the namespace's congestion control is none for loopback */
 	int trusted;	      /* the listeners are marked: clients are sent here */
 };
 

@@ -17,6 +17,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
+#include "congestion.h"
 #include "endpoint.h"
 #include "event.h"
 #include "hold.h"
@@ -136,7 +137,7 @@ static int bind_as_client(int fd, const struct tp_record *client)
 }
 
 /* 1: connected; 0: under way; or -errno. */
-static int upstream_connect(struct session *s)
+static int upstream_connect(const struct proxy *p, struct session *s)
 {
 	int fd _cleanup_fd_ = -1;
 	struct sockaddr_storage addr;
@@ -150,6 +151,8 @@ static int upstream_connect(struct session *s)
 	if (fd < 0)
 		return -errno;
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	if (p->paces && is_loopback(&s->client.dst))
+		congestion_local(fd);
 	if (s->client.mark)
 		setsockopt(fd, SOL_SOCKET, SO_MARK, &s->client.mark, sizeof(s->client.mark));
 	err = bind_as_client(fd, &s->client);
@@ -246,7 +249,7 @@ static int begin(struct proxy *p, struct session *s)
 		session_finish(p, s, END_LOOP, 1);
 		return -1;
 	}
-	r = upstream_connect(s);
+	r = upstream_connect(p, s);
 	if (r == -EMFILE || r == -ENFILE || r == -ENOBUFS || r == -ENOMEM)
 		no_resources(p, s, -r);
 	else if (r < 0)
