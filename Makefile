@@ -5,6 +5,10 @@
 # make run [CMD="..."]	deps, build, then show it at work on one command
 # make check		deps, build, all tests
 # make crashtest	deps, build, KILLS=1000 killed workers and RELOADS=100 reloads under load
+# make bench [QUICK=1]	measure against a direct connection and other proxies
+# make vmtest		the hooks on each kernel from 5.10 on, in qemu
+# make suites		test suites of other projects, directly and through the proxy
+# make torture		10,000 random sessions, directly and through the proxy
 # make install		into $(DESTDIR)$(PREFIX)
 #
 # O=DIR builds elsewhere, V=1 shows the commands, SAN=1 builds with ASan and UBSan.
@@ -154,10 +158,28 @@ check: deps
 	$(Q)$(MAKE) --no-print-directory all tests
 	$(Q)O=$(O) tests/run $(TESTS)
 
+# --- longer ones ----------------------------------------------------------------------------------
+
 KILLS ?= 1000
 RELOADS ?= 100
 
-.PHONY: crashtest
+.PHONY: bench vmtest suites torture crashtest
+bench: deps
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)O=$(O) tests/bench/run
+
+vmtest: deps
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)O=$(O) tests/vm/run $(KERNELS)
+
+suites: deps
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)O=$(O) tests/suites/run $(SUITES)
+
+torture: deps
+	$(Q)$(MAKE) --no-print-directory all tests
+	$(Q)O=$(O) TORTURE=10000 tests/run integration/test_conformance
+
 crashtest: deps
 	$(Q)$(MAKE) --no-print-directory all tests
 	$(Q)O=$(O) KILLS=$(KILLS) RELOADS=$(RELOADS) TPTEST_DEADLINE=3600 tests/run integration/test_crash

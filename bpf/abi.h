@@ -54,6 +54,10 @@ struct tp_record {
 
 #define TP_RECORD_BOUND_ADDR 1 /* the client had chosen src.ip with bind() */
 #define TP_RECORD_BOUND_PORT 2 /* and src.port */
+#define TP_RECORD_REUSE_LENT \
+	4 /* the hook has set SO_REUSEADDR on the client, for the upstream's bind() */
+#define TP_RECORD_CLOSED   8  /* the client's connection has ended, its descriptor is still open */
+#define TP_RECORD_RELEASED 16 /* the descriptor has gone, the connection is still ending */
 
 /*
  * Key of map_ports, where the address is the client's and the value its socket cookie (__u64), and
@@ -210,6 +214,8 @@ struct tp_config {
 	X(kernel_socket, "connections of the kernel itself, left alone")                           \
 	X(not_tcp, "connects of other protocols, left alone")                                      \
 	X(bound_device, "sockets bound to a device, left alone")                                   \
+	X(source_taken, "bound to a source that another redirected socket has, left alone")        \
+	X(loopback_source, "bound to a loopback address with another destination, left alone")     \
 	X(not_unicast, "destinations that are no unicast address or port, left alone")             \
 	X(link_local, "IPv6 link-local destinations, left alone")                                  \
 	X(no_listener, "no proxy listening in the client's network namespace")                     \

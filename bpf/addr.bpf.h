@@ -47,6 +47,13 @@ static __always_inline int ip_is_loopback_v6(const __u8 ip[16])
 	return w[0] == 0 && w[1] == 0 && w[2] == 0 && w[3] == bpf_htonl(1);
 }
 
+static __always_inline int ip_is_zero(const __u8 ip[16])
+{
+	const __be32 *w = (const __be32 *)ip;
+
+	return (w[0] | w[1] | w[2] | w[3]) == 0;
+}
+
 /*
  * Destinations that connect() does not treat as a plain unicast peer: they meet the kernel's own
  * answer. 0.0.0.0 and :: mean this host and depend on the socket's source, so they pass as well.
@@ -60,7 +67,7 @@ static __always_inline int ip_is_unicast(const __u8 ip[16])
 
 		return v4 >> 24 != 0 && v4 >> 28 != 0xe && v4 != 0xffffffff;
 	}
-	return ip[0] != 0xff && (w[0] | w[1] | w[2] | w[3]) != 0;
+	return ip[0] != 0xff && !ip_is_zero(ip);
 }
 
 static __always_inline int ip_is_link_local_v6(const __u8 ip[16])

@@ -95,6 +95,69 @@ static __always_inline int failed_before(const struct tp_record *rec)
 	return until && *until > bpf_ktime_get_boot_ns();
 }
 
+/*
+ * The source that the client has chosen with bind(). Notes in the record what of it was chosen; an
+ * address that was not is the loopback one, which the kernel will take for the redirected
+ * connection.
+ */
+static __always_inline void source_read(struct bpf_sock *sk, struct tp_record *rec)
+{
+	rec->src.port = sk->src_port;
+	if (rec->src.port)
+		rec->flags |= TP_RECORD_BOUND_PORT;
+	/* An IPv4 socket has leftovers of an earlier connection in src_ip6. */
+	if (sk->family == AF_INET) {
+		ip_set_v4(rec->src.ip, sk->src_ip4);
+		barrier();
+		if (ip_v4(rec->src.ip)) {
+			rec->flags |= TP_RECORD_BOUND_ADDR;
+			return;
+		}
+	} else {
+		ip_set_v6(rec->src.ip, sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2],
+			  sk->src_ip6[3]);
+		if (!ip_is_zero(rec->src.ip)) {
+			rec->flags |= TP_RECORD_BOUND_ADDR;
+			return;
+		}
+	}
+	if (rec->dst.family == AF_INET)
+		ip_set_v4(rec->src.ip, LOOPBACK_V4);
+	else
+		ip_set_v6(rec->src.ip, 0, 0, 0, bpf_htonl(1));
+}
+
+/* One source port to two destinations is two connections; redirected, it would be one twice. */
+static __always_inline int source_taken(const struct tp_record *rec)
+{
+	struct tp_port_key key;
+
+	if (!(rec->flags & TP_RECORD_BOUND_PORT))
+		return 0;
+	port_key(&key, rec->netns, &rec->src, rec->proxy_port);
+	return bpf_map_lookup_elem(&map_ports, &key) != NULL;
+}
+
+/* Where the kernel's answer depends on what exactly the destination is. */
+static __always_inline int is_loopback_source(const struct tp_record *rec)
+{
+	return rec->flags & TP_RECORD_BOUND_ADDR && ip_is_v4(rec->src.ip) &&
+	       rec->src.ip[12] == 127 && rec->dst.ip[12] != 127;
+}
+
+/* From Linux 6.1 on. Taken back when the handshake is over. */
+static __always_inline void reuseaddr_lend(struct bpf_sock_addr *ctx, struct tp_record *rec)
+{
+	int on = 0;
+
+	if (!(rec->flags & TP_RECORD_BOUND_PORT) ||
+	    bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) || on)
+		return;
+	on = 1;
+	if (!bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)))
+		rec->flags |= TP_RECORD_REUSE_LENT;
+}
+
 static __always_inline int record_store(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
 					struct tp_record *rec)
 {
@@ -107,17 +170,7 @@ static __always_inline int record_store(struct bpf_sock_addr *ctx, struct bpf_so
 	rec->uid = (__u32)ids;
 	rec->gid = ids >> 32;
 	rec->mark = sk->mark;
-	if (sk->src_port) {
-		int one = 1;
-
-		rec->flags |= TP_RECORD_BOUND_PORT;
-		bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one)); /* from 6.1 on */
-	}
-	/* An IPv4 socket has leftovers of an earlier connection in src_ip6. */
-	if (sk->family == AF_INET
-		    ? sk->src_ip4
-		    : sk->src_ip6[0] || sk->src_ip6[1] || sk->src_ip6[2] || sk->src_ip6[3])
-		rec->flags |= TP_RECORD_BOUND_ADDR;
+	reuseaddr_lend(ctx, rec);
 	bpf_get_current_comm(rec->comm, sizeof(rec->comm));
 	return bpf_map_update_elem(&map_socks, &rec->cookie, rec, BPF_ANY);
 }
@@ -187,6 +240,15 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 	verdict = listener_find(ctx, cfg, v4, &rec);
 	if (verdict != VERDICT_REDIRECT)
 		return verdict;
+	source_read(sk, &rec);
+	if (is_loopback_source(&rec)) {
+		COUNT(loopback_source);
+		return VERDICT_PASS;
+	}
+	if (source_taken(&rec)) {
+		COUNT(source_taken);
+		return VERDICT_PASS;
+	}
 	if (failed_before(&rec)) {
 		COUNT(failed_before);
 		return VERDICT_PASS;

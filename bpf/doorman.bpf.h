@@ -113,7 +113,10 @@ static __always_inline void *record_ring(const struct tp_record *rec)
 	return bpf_map_lookup_elem(&map_rings, &slot);
 }
 
-/* A SYN that tproxyd sent again: takes the server's view of the client off it. */
+/*
+ * A SYN that tproxyd sent again: takes the server's view of the client off it. With RST, which no
+ * handshake has, that is all it is sent for.
+ */
 static __always_inline int granted(struct __sk_buff *skb, __u32 tcp_offset,
 				   const struct tcp_head *tcp, const struct tp_endpoint *client)
 {
@@ -129,7 +132,7 @@ static __always_inline int granted(struct __sk_buff *skb, __u32 tcp_offset,
 		return PACKET_DROP;
 	}
 	rec->local = grant.local;
-	return header;
+	return tcp->flags & TCP_RST ? PACKET_DROP : header;
 }
 
 static __always_inline int hold(struct __sk_buff *skb, __u32 tcp_offset, const struct tcp_head *tcp,
@@ -230,24 +233,21 @@ static __always_inline int doorman(struct __sk_buff *skb)
 	if (!cfg)
 		return PACKET_PASS;
 	client.port = bpf_ntohs(tcp.source);
+	if (skb->mark == cfg->grant)
+		return tcp.flags & TCP_SYN ? granted(skb, offset, &tcp, &client) : PACKET_PASS;
 	if ((tcp.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN)
-		return skb->mark == cfg->grant ? granted(skb, offset, &tcp, &client)
-					       : hold(skb, offset, &tcp, &client);
-	if (skb->mark == cfg->grant ||
-	    (!(tcp.flags & (TCP_RST | TCP_FIN)) && skb->len == (tcp.offset >> 4) * 4))
+		return hold(skb, offset, &tcp, &client);
+	if (!(tcp.flags & (TCP_RST | TCP_FIN)) && skb->len == (tcp.offset >> 4) * 4)
 		return PACKET_PASS;
 	return stray(skb, &client);
 }
 
 /* A client that tproxyd may be connecting for has gone. */
-static __always_inline void hold_gone(__u64 cookie)
+static __always_inline void hold_gone(const struct tp_record *rec, __u64 cookie)
 {
-	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
 	struct tp_event_gone *event;
 	void *ring;
 
-	if (!rec)
-		return;
 	ring = record_ring(rec);
 	if (!ring)
 		return;

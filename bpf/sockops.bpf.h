@@ -9,20 +9,21 @@
 #ifndef TPROXY_SOCKOPS_BPF_H
 #define TPROXY_SOCKOPS_BPF_H
 
-static __always_inline void record_free(__u64 cookie)
+static __always_inline void port_free(struct tp_record *rec, __u64 cookie)
 {
-	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
 	struct tp_port_key key;
 	__u64 *owner;
 
-	if (!rec)
+	if (!rec->src.family)
 		return;
-	if (rec->src.family) {
-		port_key(&key, rec->netns, &rec->src, rec->proxy_port);
-		owner = bpf_map_lookup_elem(&map_ports, &key);
-		if (owner && *owner == cookie)
-			bpf_map_delete_elem(&map_ports, &key);
-	}
+	port_key(&key, rec->netns, &rec->src, rec->proxy_port);
+	owner = bpf_map_lookup_elem(&map_ports, &key);
+	if (owner && *owner == cookie)
+		bpf_map_delete_elem(&map_ports, &key);
+}
+
+static __always_inline void record_free(__u64 cookie)
+{
 	bpf_map_delete_elem(&map_socks, &cookie);
 	COUNT(record_freed);
 }
@@ -47,22 +48,39 @@ static __always_inline void connect_timeout_set(struct bpf_sock_ops *ctx,
 	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout));
 }
 
-static __always_inline void connect_timeout_clear(struct bpf_sock_ops *ctx)
+static __always_inline void connect_timeout_clear(struct bpf_sock_ops *ctx,
+						  const struct tp_record *rec)
 {
-	__u64 cookie = bpf_get_socket_cookie(ctx);
-	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
 	struct tp_config *cfg = config_get();
 	int timeout = 0, none = 0;
-	__u32 slot;
+	__u32 slot = rec->slot;
 
-	if (!rec || !cfg)
-		return;
-	slot = rec->slot;
-	if (slot >= TP_MAX_PROXIES || !cfg->proxies[slot].connect_timeout ||
+	if (!cfg || slot >= TP_MAX_PROXIES || !cfg->proxies[slot].connect_timeout ||
 	    bpf_getsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout)) ||
 	    timeout != (int)cfg->proxies[slot].connect_timeout)
 		return;
 	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &none, sizeof(none));
+}
+
+static __always_inline void reuseaddr_take_back(struct bpf_sock_ops *ctx,
+						const struct tp_record *rec)
+{
+	int off = 0;
+
+	if (rec->flags & TP_RECORD_REUSE_LENT)
+		bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &off, sizeof(off));
+}
+
+/* Client end: the handshake is over, and what was changed for it is as it was. */
+static __always_inline void client_connected(struct bpf_sock_ops *ctx)
+{
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
+
+	if (!rec)
+		return;
+	connect_timeout_clear(ctx, rec);
+	reuseaddr_take_back(ctx, rec);
 }
 
 /* Client end. What matters is the family of the connection, not of the socket (v4-mapped). */
@@ -92,13 +110,39 @@ static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
-/* Client end, on the way to CLOSE. One that never got in may have a tproxyd connecting for it. */
+/*
+ * Client end, on the way to CLOSE. One that never got in may have a tproxyd connecting for it. The
+ * record stays for getsockname as long as somebody has the socket open.
+ */
 static __always_inline void client_closed(struct bpf_sock_ops *ctx)
 {
 	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
 
-	if (ctx->args[0] == BPF_TCP_SYN_SENT)
-		hold_gone(cookie);
+	if (!rec)
+		return;
+	if (ctx->args[0] == BPF_TCP_SYN_SENT) {
+		hold_gone(rec, cookie);
+		reuseaddr_take_back(ctx, rec);
+	}
+	port_free(rec, cookie);
+	rec->flags |= TP_RECORD_CLOSED;
+	if (rec->flags & TP_RECORD_RELEASED)
+		record_free(cookie);
+}
+
+/* Nobody has the client's socket open any more; its connection may still be ending. */
+static __always_inline void client_released(struct bpf_sock *sk)
+{
+	__u64 cookie = bpf_get_socket_cookie(sk);
+	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
+
+	if (!rec)
+		return;
+	rec->flags |= TP_RECORD_RELEASED;
+	if (sk->state != BPF_TCP_CLOSE)
+		return;
+	port_free(rec, cookie);
 	record_free(cookie);
 }
 

@@ -101,7 +101,7 @@ int tp_sockops(struct bpf_sock_ops *ctx)
 		client_connecting(ctx);
 		break;
 	case BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB:
-		connect_timeout_clear(ctx);
+		client_connected(ctx);
 		break;
 	case BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB:
 		proxy_accepted(ctx);
@@ -117,9 +117,8 @@ int tp_sockops(struct bpf_sock_ops *ctx)
 SEC("cgroup/sock_release")
 int tp_sock_release(struct bpf_sock *sk)
 {
-	/* A socket that is still closing keeps its record until STATE_CB says CLOSE. */
-	if (sk->protocol == IPPROTO_TCP && sk->state == BPF_TCP_CLOSE)
-		record_free(bpf_get_socket_cookie(sk));
+	if (sk->protocol == IPPROTO_TCP)
+		client_released(sk);
 	return 1;
 }
 
@@ -167,12 +166,15 @@ int tp_getpeername6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
+/* Only what the socket has for the redirected connection is answered otherwise: not what it has
+ * before or after, bound or disconnected. */
 SEC("cgroup/getsockname4")
 int tp_getsockname4(struct bpf_sock_addr *ctx)
 {
 	struct tp_record *rec = client_record(ctx);
 
-	if (rec && rec->local.family == AF_INET) {
+	if (rec && rec->local.family == AF_INET && ctx->user_ip4 == ip_v4(rec->src.ip) &&
+	    ctx->user_port == bpf_htons(rec->src.port)) {
 		ctx->user_ip4 = ip_v4(rec->local.ip);
 		ctx->user_port = bpf_htons(rec->local.port);
 		COUNT(sockname);
@@ -184,17 +186,22 @@ SEC("cgroup/getsockname6")
 int tp_getsockname6(struct bpf_sock_addr *ctx)
 {
 	struct tp_record *rec = client_record(ctx);
+	const __be32 *src, *local;
 
-	if (rec && rec->local.family) {
-		const __be32 *w = (const __be32 *)rec->local.ip;
-
-		ctx->user_ip6[0] = w[0];
-		ctx->user_ip6[1] = w[1];
-		ctx->user_ip6[2] = w[2];
-		ctx->user_ip6[3] = w[3];
-		ctx->user_port = bpf_htons(rec->local.port);
-		COUNT(sockname);
-	}
+	if (!rec || !rec->local.family)
+		return 1;
+	src = (const __be32 *)rec->src.ip;
+	local = (const __be32 *)rec->local.ip;
+	if (ctx->user_ip6[0] != src[0] || ctx->user_ip6[1] != src[1] ||
+	    ctx->user_ip6[2] != src[2] || ctx->user_ip6[3] != src[3] ||
+	    ctx->user_port != bpf_htons(rec->src.port))
+		return 1;
+	ctx->user_ip6[0] = local[0];
+	ctx->user_ip6[1] = local[1];
+	ctx->user_ip6[2] = local[2];
+	ctx->user_ip6[3] = local[3];
+	ctx->user_port = bpf_htons(rec->local.port);
+	COUNT(sockname);
 	return 1;
 }
 

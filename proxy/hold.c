@@ -20,6 +20,8 @@
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -54,7 +56,7 @@ static void send_packet(const struct proxy *p, const struct tp_endpoint *to, con
 		      (struct sockaddr *)&addr, addr_len);
 }
 
-static void send_grant(struct proxy *p, const struct tp_record *client, const struct tp_syn *syn)
+static void send_syn(struct proxy *p, const struct tp_record *client, const struct tp_syn *syn)
 {
 	struct packet_flow flow = flow_of(p, &client->src);
 	struct tp_grant grant = {.local = client->local};
@@ -64,12 +66,24 @@ static void send_grant(struct proxy *p, const struct tp_record *client, const st
 	send_packet(p, &flow.listener, packet, len);
 }
 
+static void send_grant(struct proxy *p, const struct session *s)
+{
+	send_syn(p, &s->client, &s->syn);
+}
+
+/* Only tells the doorman the source that the server sees. */
+static void send_source(struct proxy *p, const struct session *s)
+{
+	struct tp_syn note = {.seq = s->syn.seq, .flags = TH_SYN | TH_RST};
+
+	send_syn(p, &s->client, &note);
+}
+
 static void send_error(struct proxy *p, const struct session *s)
 {
 	struct packet_flow flow = flow_of(p, &s->client.src);
 	uint8_t packet[PACKET_MAX];
-	int exact;
-	size_t len = packet_error(&flow, s->syn.seq, s->error, packet, &exact);
+	size_t len = packet_error(&flow, s->syn.seq, s->error, s->by_icmp, packet);
 
 	send_packet(p, &flow.client, packet, len);
 }
@@ -91,25 +105,42 @@ void hold_forget(struct proxy *p, struct session *s)
 	table_hash_remove(&p->table, s);
 }
 
-void hold_grant(struct proxy *p, struct session *s)
+static void learn_source(struct session *s)
 {
 	struct sockaddr_storage addr;
 	socklen_t len = sizeof(addr);
 
 	if (!getsockname(s->fd[UPSTREAM], (struct sockaddr *)&addr, &len))
 		endpoint_from_sockaddr((struct sockaddr *)&addr, &s->client.local);
+}
+
+void hold_waiting(struct proxy *p, struct session *s)
+{
+	learn_source(s);
+	send_source(p, s);
+}
+
+void hold_grant(struct proxy *p, struct session *s)
+{
+	if (!s->client.local.family)
+		learn_source(s);
 	s->deadline_ms = p->now_ms + GRANTED_MS;
 	table_move(&p->table, s, LIST_GRANTED);
-	send_grant(p, &s->client, &s->syn);
+	send_grant(p, s);
 }
 
 void hold_grant_again(struct proxy *p, struct session *s)
 {
-	send_grant(p, &s->client, &s->syn);
+	send_grant(p, s);
 }
 
 void hold_refuse(struct proxy *p, struct session *s, int error)
 {
+	struct pollfd upstream = {.fd = s->fd[UPSTREAM]};
+
+	/* After an ICMP error, unlike after a reset, a socket goes on to report one. */
+	s->by_icmp = error == ECONNREFUSED && poll(&upstream, 1, 0) == 1 &&
+		     upstream.revents & POLLERR;
 	s->fd[UPSTREAM] = fd_close(s->fd[UPSTREAM]);
 	s->error = error;
 	s->tries = 1;
@@ -152,7 +183,7 @@ static void on_syn(struct proxy *p, const struct tp_event_syn *event)
 	struct session *s = hold_find(p, event->client.cookie);
 
 	if (event->client.pid == p->tgid) { /* the self-test: nothing else of ours is redirected */
-		send_grant(p, &event->client, &event->syn);
+		send_syn(p, &event->client, &event->syn);
 		return;
 	}
 	/* The same socket at another attempt: the event of its giving up was lost. */
@@ -165,7 +196,7 @@ static void on_syn(struct proxy *p, const struct tp_event_syn *event)
 		return;
 	}
 	if (s->list == LIST_GRANTED)
-		send_grant(p, &s->client, &s->syn);
+		send_grant(p, s);
 	else if (s->list == LIST_REFUSED)
 		send_error(p, s);
 }

@@ -16,6 +16,9 @@ void hold_close(struct proxy *p);
 /* Reads what the doorman has delivered. */
 void hold_events(struct proxy *p);
 
+/* The upstream of a held session is under way: the client's getsockname() can answer already. */
+void hold_waiting(struct proxy *p, struct session *s);
+
 /* The upstream of a held session has connected: lets the client in. */
 void hold_grant(struct proxy *p, struct session *s);
 

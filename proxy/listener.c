@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "congestion.h"
 #include "endpoint.h"
 #include "hold.h"
 
@@ -74,9 +75,11 @@ int listener_open(struct proxy *p, struct failure *f)
 {
 	p->port = p->shared->port = p->instance.config->port;
 	if (!p->port)
-		return fail(f, -EINVAL,
-			    "instance %s has no port; load it anew: tproxy-load --name %s",
-			    p->instance.name, p->instance.name);
+		return fail(
+			f, -EINVAL,
+			"instance %s has no port, as if tproxy-load had been interrupted; tproxy "
+			"doctor --name %s says how to go on",
+			p->instance.name, p->instance.name);
 	for (int i = 0; i < LISTENER_COUNT; i++) {
 		int fd = listen_on(&loopback[i], p->port);
 
@@ -86,6 +89,9 @@ int listener_open(struct proxy *p, struct failure *f)
 		if (fd < 0)
 			return open_failed(p, i, fd, f);
 		p->shared->listener[i] = fd;
+		p->shared->paces = congestion_paces(fd);
+		if (p->shared->paces)
+			congestion_local(fd);
 	}
 	return 0;
 }
@@ -152,8 +158,9 @@ int listener_register(struct proxy *p, struct failure *f)
 			    p->instance.name);
 	if (!mark.tgid && !p->instance.config->enabled)
 		return fail(f, -EAGAIN,
-			    "the hooks of instance %s are loaded but not enabled; run "
-			    "tproxy-load --name %s",
+			    "the hooks of instance %s are loaded but not enabled, as if "
+			    "tproxy-load had "
+			    "been interrupted; tproxy doctor --name %s says how to go on",
 			    p->instance.name, p->instance.name);
 	if (!mark.tgid)
 		return fail(

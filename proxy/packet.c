@@ -118,8 +118,8 @@ size_t packet_reset(const struct packet_flow *flow, uint32_t syn_seq, uint8_t ou
 	return put_tcp(&flow->listener, &flow->client, &tcp, "", 0, "", 0, out);
 }
 
-size_t packet_unreachable(const struct packet_flow *flow, uint32_t syn_seq, uint8_t code,
-			  uint8_t out[PACKET_MAX])
+size_t packet_icmp(const struct packet_flow *flow, uint32_t syn_seq, uint8_t type, uint8_t code,
+		   uint8_t out[PACKET_MAX])
 {
 	int v4 = flow->client.family == AF_INET;
 	size_t embedded_ip = v4 ? sizeof(struct iphdr) : sizeof(struct ip6_hdr);
@@ -136,7 +136,7 @@ size_t packet_unreachable(const struct packet_flow *flow, uint32_t syn_seq, uint
 	uint16_t sum;
 
 	memset(icmp, 0, 8);
-	icmp[0] = v4 ? ICMP_DEST_UNREACH : ICMP6_DST_UNREACH;
+	icmp[0] = type;
 	icmp[1] = code;
 	put_ip(&flow->client, &flow->listener, IPPROTO_TCP, sizeof(syn), icmp + 8);
 	memcpy(icmp + 8 + embedded_ip, &syn, sizeof(syn));
@@ -146,37 +146,47 @@ size_t packet_unreachable(const struct packet_flow *flow, uint32_t syn_seq, uint
 	return icmp + len - out;
 }
 
-/* Which code the kernel turns into which errno for a socket in SYN_SENT (icmp(7), RFC 4443). */
-static const struct {
-	int error;
-	int code4, code6; /* -1: there is none */
-} unreachable_codes[] = {
-	{ENETUNREACH, ICMP_NET_UNREACH, ICMP6_DST_UNREACH_NOROUTE},
-	{EHOSTUNREACH, ICMP_HOST_UNREACH, ICMP6_DST_UNREACH_ADDR},
-	{EHOSTDOWN, ICMP_HOST_UNKNOWN, -1},
-	{ENONET, ICMP_HOST_ISOLATED, -1},
-	{ENOPROTOOPT, ICMP_PROT_UNREACH, -1},
-	{EOPNOTSUPP, ICMP_SR_FAILED, -1},
-	{EACCES, -1, ICMP6_DST_UNREACH_ADMIN},
+struct icmp_error {
+	uint8_t type, code; /* type 0: there is none */
 };
 
-size_t packet_error(const struct packet_flow *flow, uint32_t syn_seq, int error,
-		    uint8_t out[PACKET_MAX], int *ret_exact)
+/* What the kernel turns into which errno for a socket in SYN_SENT (icmp(7), RFC 4443). */
+static const struct {
+	int error;
+	struct icmp_error v4, v6;
+} icmp_errors[] = {
+	{EHOSTUNREACH,
+	 {ICMP_DEST_UNREACH, ICMP_HOST_UNREACH},
+	 {ICMP6_DST_UNREACH, ICMP6_DST_UNREACH_ADDR}},
+	{ENETUNREACH,
+	 {ICMP_DEST_UNREACH, ICMP_NET_UNREACH},
+	 {ICMP6_DST_UNREACH, ICMP6_DST_UNREACH_NOROUTE}},
+	{ECONNREFUSED,
+	 {ICMP_DEST_UNREACH, ICMP_PORT_UNREACH},
+	 {ICMP6_DST_UNREACH, ICMP6_DST_UNREACH_NOPORT}},
+	{EACCES, {0}, {ICMP6_DST_UNREACH, ICMP6_DST_UNREACH_ADMIN}},
+	{EPROTO, {ICMP_PARAMETERPROB, 0}, {ICMP6_PARAM_PROB, 0}},
+	{EHOSTDOWN, {ICMP_DEST_UNREACH, ICMP_HOST_UNKNOWN}, {0}},
+	{ENONET, {ICMP_DEST_UNREACH, ICMP_HOST_ISOLATED}, {0}},
+	{ENOPROTOOPT, {ICMP_DEST_UNREACH, ICMP_PROT_UNREACH}, {0}},
+	{EOPNOTSUPP, {ICMP_DEST_UNREACH, ICMP_SR_FAILED}, {0}},
+};
+
+size_t packet_error(const struct packet_flow *flow, uint32_t syn_seq, int error, int by_icmp,
+		    uint8_t out[PACKET_MAX])
 {
 	int v4 = flow->client.family == AF_INET;
+	struct icmp_error found = v4 ? icmp_errors[0].v4 : icmp_errors[0].v6;
 
-	*ret_exact = 1;
-	if (error == ECONNREFUSED)
+	if (error == ECONNREFUSED && !by_icmp)
 		return packet_reset(flow, syn_seq, out);
-	for (size_t i = 0; i < sizeof(unreachable_codes) / sizeof(*unreachable_codes); i++) {
-		int code = v4 ? unreachable_codes[i].code4 : unreachable_codes[i].code6;
+	for (size_t i = 0; i < sizeof(icmp_errors) / sizeof(*icmp_errors); i++) {
+		struct icmp_error e = v4 ? icmp_errors[i].v4 : icmp_errors[i].v6;
 
-		if (unreachable_codes[i].error == error && code >= 0)
-			return packet_unreachable(flow, syn_seq, code, out);
+		if (icmp_errors[i].error == error && e.type)
+			found = e;
 	}
-	*ret_exact = 0;
-	return packet_unreachable(flow, syn_seq,
-				  v4 ? (int)ICMP_HOST_UNREACH : (int)ICMP6_DST_UNREACH_ADDR, out);
+	return packet_icmp(flow, syn_seq, found.type, found.code, out);
 }
 
 size_t packet_segment(const struct packet_flow *flow, const uint8_t *segment, size_t len,

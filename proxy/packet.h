@@ -28,19 +28,19 @@ size_t packet_syn(const struct packet_flow *flow, const struct tp_syn *syn,
 /* What a closed port answers to the SYN: the client's connect() fails with ECONNREFUSED. */
 size_t packet_reset(const struct packet_flow *flow, uint32_t syn_seq, uint8_t out[PACKET_MAX]);
 
-/* An ICMP or ICMPv6 "destination unreachable" about the SYN. */
-size_t packet_unreachable(const struct packet_flow *flow, uint32_t syn_seq, uint8_t code,
-			  uint8_t out[PACKET_MAX]);
+/* An ICMP or ICMPv6 error about the SYN. */
+size_t packet_icmp(const struct packet_flow *flow, uint32_t syn_seq, uint8_t type, uint8_t code,
+		   uint8_t out[PACKET_MAX]);
 
 /* A segment of the client's, TCP header and data, of at least 20 and at most TP_STRAY_MAX bytes. */
 size_t packet_segment(const struct packet_flow *flow, const uint8_t *segment, size_t len,
 		      uint8_t out[PACKET_MAX + TP_STRAY_MAX]);
 
 /*
- * The packet that makes a client's connect() fail with `error`, or with the nearest to it that a
- * packet can carry. *ret_exact says whether it is that very errno.
+ * The packet that makes a client's connect() fail with `error`, or with EHOSTUNREACH where no
+ * packet can carry that. `by_icmp`: a refusal that came as an ICMP error goes on as one.
  */
-size_t packet_error(const struct packet_flow *flow, uint32_t syn_seq, int error,
-		    uint8_t out[PACKET_MAX], int *ret_exact);
+size_t packet_error(const struct packet_flow *flow, uint32_t syn_seq, int error, int by_icmp,
+		    uint8_t out[PACKET_MAX]);
 
 #endif

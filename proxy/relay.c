@@ -83,17 +83,18 @@ static int take_urgent(struct session *s, enum side from)
 	return 0;
 }
 
-static int at_mark(int fd)
+static int at_urgent_mark(int fd)
 {
-	int yes = 0;
+	int at_mark = 0;
 
-	return !ioctl(fd, SIOCATMARK, &yes) && yes;
+	return !ioctl(fd, SIOCATMARK, &at_mark) && at_mark;
 }
 
 /*
- * splice() stops short of an urgent byte as if nothing were there. With all before it delivered, it
- * is passed on as what it is: looked at, sent, and only then taken, so that it is never in user
- * space alone. 0, or -EAGAIN: not at the mark, or the destination is full.
+ * splice() stops short of an urgent byte as if nothing were there, or as if it were the end. With
+ * all before it delivered, it is passed on as what it is: looked at, sent, and only then taken, so
+ * that it is never in user space alone. 0; -EAGAIN: not there yet, or the destination is full; or
+ * the destination's error.
  */
 static int pass_urgent(struct session *s, enum side from)
 {
@@ -101,7 +102,10 @@ static int pass_urgent(struct session *s, enum side from)
 	char byte;
 	int err;
 
-	if (!at_mark(s->fd[from]) || recv(s->fd[from], &byte, 1, MSG_PEEK | MSG_DONTWAIT) != 1)
+	if (!at_urgent_mark(s->fd[from]))
+		return -EAGAIN;
+	relay_urgent(s, from);
+	if (recv(s->fd[from], &byte, 1, MSG_PEEK | MSG_DONTWAIT) != 1)
 		return -EAGAIN;
 	__atomic_store_n(&d->urgent, URGENT_SENDING, __ATOMIC_RELEASE);
 	if (send(s->fd[!from], &byte, 1, MSG_OOB | MSG_DONTWAIT | MSG_NOSIGNAL) != 1) {
@@ -134,7 +138,7 @@ void relay_recover(struct session *s, enum side from, struct pipes *pipes)
 	else
 		d->taken = d->bytes + n;
 	if (d->urgent == URGENT_SENDING ? bytes_written(s->fd[!from]) > d->bytes
-					: d->urgent == URGENT_SENT && at_mark(s->fd[from]))
+					: d->urgent == URGENT_SENT && at_urgent_mark(s->fd[from]))
 		take_urgent(s, from);
 	d->urgent = URGENT_NONE;
 }
@@ -159,6 +163,8 @@ static int fill(struct session *s, enum side from, struct pipes *pipes)
 	}
 	if (n < 0 && errno == EAGAIN)
 		return s->urgent & 1 << from ? pass_urgent(s, from) : -EAGAIN;
+	if (n == 0 && at_urgent_mark(s->fd[from]))
+		return pass_urgent(s, from);
 	if (n < 0)
 		s->error = errno;
 	/* A socket reports its error once and plain EOF from then on: hence `broken`. */

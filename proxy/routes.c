@@ -40,6 +40,11 @@ struct snapshot {
 static __u32 route_type_error(const struct rtmsg *rtm)
 {
 	switch (rtm->rtm_type) {
+	/* TCP goes to no broadcast address, and "throw" means to go on to a table that is empty. */
+	case RTN_BROADCAST:
+	case RTN_MULTICAST:
+	case RTN_THROW:
+		return ENETUNREACH;
 	case RTN_BLACKHOLE:
 		return EINVAL;
 	case RTN_UNREACHABLE:

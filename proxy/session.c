@@ -17,6 +17,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
+#include "congestion.h"
 #include "endpoint.h"
 #include "event.h"
 #include "hold.h"
@@ -135,7 +136,7 @@ static int bind_as_client(int fd, const struct tp_record *client)
 
 /* 1: connected; 0: under way; or -errno. The session has the socket at once, whatever becomes of
  * it. */
-static int upstream_connect(struct session *s)
+static int upstream_connect(const struct proxy *p, struct session *s)
 {
 	struct sockaddr_storage addr;
 	int err, fd, one = 1;
@@ -149,6 +150,8 @@ static int upstream_connect(struct session *s)
 		return -errno;
 	s->fd[UPSTREAM] = fd;
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	if (p->shared->paces && is_loopback(&s->client.dst))
+		congestion_local(fd);
 	if (s->client.mark)
 		setsockopt(fd, SOL_SOCKET, SO_MARK, &s->client.mark, sizeof(s->client.mark));
 	err = bind_as_client(fd, &s->client);
@@ -249,7 +252,7 @@ static int begin(struct proxy *p, struct session *s)
 		session_finish(p, s, END_LOOP, 1);
 		return -1;
 	}
-	r = upstream_connect(s);
+	r = upstream_connect(p, s);
 	if (r == -EMFILE || r == -ENFILE || r == -ENOBUFS || r == -ENOMEM)
 		no_resources(p, s, -r);
 	else if (r < 0)
@@ -277,6 +280,8 @@ static void begin_and_watch(struct proxy *p, struct session *s)
 		no_resources(p, s, -err);
 	else if (r == 1)
 		table_move(&p->table, s, LIST_RELAY);
+	else if (s->list == LIST_HELD)
+		hold_waiting(p, s);
 }
 
 void session_held(struct proxy *p, const struct tp_record *client, const struct tp_syn *syn)
@@ -433,6 +438,7 @@ static void recover_connecting(struct proxy *p, struct session *s, const uint32_
 	if (ready[UPSTREAM] & EPOLLHUP && !(ready[UPSTREAM] & EPOLLERR)) {
 		s->fd[UPSTREAM] = fd_close(s->fd[UPSTREAM]);
 		s->watched &= ~(1 << UPSTREAM);
+		s->client.local = (struct tp_endpoint){0};
 	}
 	if (s->list == LIST_CONNECTING && s->fd[CLIENT] < 0) {
 		session_finish(p, s, END_CLIENT_GAVE_UP, 1);
@@ -453,6 +459,8 @@ static void recover_connecting(struct proxy *p, struct session *s, const uint32_
 	if (s->fd[CLIENT] >= 0)
 		session_event(p, s, CLIENT, ready[CLIENT]);
 	session_event(p, s, UPSTREAM, ready[UPSTREAM]);
+	if (s->list == LIST_HELD)
+		hold_waiting(p, s);
 }
 
 static void recover_relay(struct proxy *p, struct session *s, const uint32_t ready[2])

@@ -94,7 +94,8 @@ struct session {
 	uint8_t early : 1;   /* the upstream spoke before the client was accepted */
 	uint8_t hashed;	     /* found by its client's cookie */
 	uint8_t tries;	     /* how often the client was sent its error */
-	uint8_t reserved[3];
+	uint8_t by_icmp;     /* the upstream was refused by an ICMP error */
+	uint8_t reserved[2];
 	int32_t fd[2];		 /* by enum side; -1 where there is none */
 	int32_t error;		 /* errno of a failed connect */
 	uint32_t hash_next;	 /* held ones are found by their client's cookie */

@@ -159,6 +159,8 @@ static int wanted(const struct conns_settings *settings, const struct tp_record 
 {
 	char dst[ENDPOINT_STRLEN];
 
+	if (rec->flags & TP_RECORD_CLOSED)
+		return 0;
 	if (settings->pid && rec->pid != settings->pid)
 		return 0;
 	return !settings->dst || strstr(endpoint_format(&rec->dst, dst), settings->dst);

@@ -121,12 +121,12 @@ int instance_open_map(const char *name, const char *suffix, enum pin_map map, st
 			    "%s is not ours (map '%s', id %u); remove it or use another --name",
 			    path, info.name, info.id);
 	if (info.key_size != def->key_size || info.value_size != def->value_size)
-		return fail(
-			f, -EPROTO,
-			"%s was made by another version of tproxy (entries of %u+%u bytes, "
-			"expected "
-			"%u+%u); load the hooks that came with this program: tproxy-load --name %s",
-			path, info.key_size, info.value_size, def->key_size, def->value_size, name);
+		return fail(f, -EPROTO,
+			    "%s was made by another version of tproxy (entries of %u+%u bytes, "
+			    "expected %u+%u); load the hooks that came with this program: tproxy "
+			    "doctor --name %s says how",
+			    path, info.key_size, info.value_size, def->key_size, def->value_size,
+			    name);
 	return TAKE_FD(fd);
 }
 
@@ -154,8 +154,7 @@ static int config_map(struct instance *inst, struct failure *f)
 	if (cfg->magic != ABI_MAGIC || cfg->abi != ABI_VERSION)
 		return fail(f, -EPROTO,
 			    "the hooks of instance %s speak version %u, this program %u; load the "
-			    "hooks "
-			    "that came with it: tproxy-load --name %s",
+			    "hooks that came with it: tproxy doctor --name %s says how",
 			    inst->name, cfg->magic == ABI_MAGIC ? cfg->abi : 0, ABI_VERSION,
 			    inst->name);
 	return 0;
