@@ -358,6 +358,9 @@ int master_run(struct proxy *p, char **argv)
 	int signo;
 
 	p->fresh = 1;
+	/* Who is to die with his own parent leaves nothing behind. */
+	if (!prctl(PR_GET_PDEATHSIG, &signo))
+		p->no_heir = signo != 0;
 	wanted_signals(&set);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);

@@ -391,6 +391,18 @@ def a_worker_takes_the_place_of_its_master():
 
 
 @case
+def a_master_that_dies_with_its_parent_leaves_no_worker():
+    with Sandbox(proxy=None) as box:
+        box.proxy = box.start_proxy(prefix=["setpriv", "--pdeathsig", "KILL"])
+        left = worker(box)
+        os.kill(box.proxy.pid, signal.SIGKILL)
+        box.proxy.wait_exit()
+        wait_for(lambda: not os.path.exists(f"/proc/{left}"), "the worker to die too")
+        assert "takes its place" not in box.proxy.log()
+        box._proxies.remove(box.proxy)
+
+
+@case
 def without_both_the_sessions_end_and_the_policy_holds():
     with Sandbox() as box, Server(HERE, banner) as server, box.connect(server.address) as client:
         line(client)
