@@ -90,6 +90,8 @@ enum tp_role {
 	TP_ROLE_REGISTER, /* throw-away socket: connect() stores the caller's tgid and netns, passes
 			   */
 	TP_ROLE_SELFTEST, /* throw-away socket: connect() is redirected even for a proxy */
+	TP_ROLE_LEAVING,  /* listener to which no more clients are sent; those on their way come in
+			   */
 };
 
 /*

@@ -24,7 +24,7 @@ int listener_trust(struct proxy *p, struct failure *f);
 int listener_selftest(struct proxy *p, void (*accepted)(struct proxy *p, int fd),
 		      struct failure *f);
 
-/* Takes the marks away: no further client is sent here, queued ones can still be accepted. */
+/* Changes the marks: no further client is sent here, queued ones can still be accepted. */
 void listener_distrust(struct proxy *p);
 
 /* Closes the listeners and frees the slot in map_config. */

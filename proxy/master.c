@@ -311,6 +311,7 @@ static void stop(struct master *m, int signo)
 {
 	m->p->shared->stop_signal = signo;
 	m->p->shared->stops++;
+	listener_distrust(m->p); /* before anybody is told */
 	tell(m, "STOPPING=1");
 	if (m->worker)
 		kill(m->worker, signo);
