@@ -17,7 +17,7 @@ import struct
 import threading
 import time
 
-from harness import (Failed, Sandbox, Server, TPROXYD, case, echo, free_port, line, banner, main, redirected,
+from harness import (Failed, Sandbox, Server, TPROXYD, case, case_for, echo, free_port, line, banner, main, redirected,
                      tmpdir, wait_for)
 
 KILLS = int(os.environ.get("KILLS", "40"))
@@ -302,8 +302,8 @@ def a_binary_that_keeps_sessions_otherwise_is_refused():
         box.run([TPROXYD, "--name", box.name, "--check"])
 
 
-@case
-def a_held_client_waits_on_through_killed_workers():
+@case_for({"workers are killed": (True,), "it is told to stop": (False,)})
+def a_held_client_waits_on_while(killed):
     """Its server takes no handshake at first: a listener whose queue is full."""
     with Sandbox() as box, socket.socket() as full:
         full.bind((HERE, 0))
@@ -312,9 +312,12 @@ def a_held_client_waits_on_through_killed_workers():
             client.setblocking(False)
             assert client.connect_ex(full.getsockname()) != 0
             wait_for(lambda: box.counters()["held"] >= 1, "the handshake to be held")
-            for number in range(3):
+            for number in range(3 if killed else 0):
                 kill_worker(box)
                 wait_for(lambda: times_served(box) == number + 1, "the next worker")
+            if not killed:
+                box.proxy.process.send_signal(signal.SIGTERM)
+                box.proxy.wait_log("no new connections")
             full.accept()[0].close()
             server, _ = full.accept()
             wait_for(lambda: select.select([], [client], [], 0)[1], "connect() to end")
