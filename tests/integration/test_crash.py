@@ -294,6 +294,26 @@ def a_reload_brings_new_settings_or_none():
 
 
 @case
+def hold_can_be_switched_by_a_reload():
+    with Sandbox(proxy=None) as box, Server(HERE, echo) as server, tmpdir() as scratch:
+        config = scratch / "tproxy.conf"
+        config.write_text("[proxy]\nhold = on\n")
+        box.proxy = box.start_proxy("--config", config)
+        with box.connect(server.address) as old:
+            for number, hold in enumerate(("off", "on", "off")):
+                config.write_text(f"[proxy]\nhold = {hold}\n")
+                before = worker(box)
+                box.proxy.process.send_signal(signal.SIGHUP)
+                wait_for(lambda: times_served(box) == number + 1 and worker(box) != before, "a reload")
+                held = box.counters()["held"]
+                with box.connect(server.address) as client:
+                    assert redirected(client)
+                assert box.counters()["held"] - held == (hold == "on")
+                old.sendall(b"x")
+                assert old.recv(1) == b"x"
+
+
+@case
 def a_binary_that_keeps_sessions_otherwise_is_refused():
     with Sandbox(proxy=None) as box:
         checked = box.run([TPROXYD, "--name", box.name, "--check"], check=False,
