@@ -174,7 +174,8 @@ suites: deps
 
 torture: deps
 	$(Q)$(MAKE) --no-print-directory all tests
-	$(Q)O=$(O) TORTURE=10000 tests/run integration/test_conformance
+	$(Q)PYTHONPATH=tests O=$(O) TORTURE=10000 TPTEST_CASE=torture \
+		/usr/bin/python3 tests/integration/test_conformance.py
 
 # --- the rest -------------------------------------------------------------------------------------
 
