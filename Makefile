@@ -4,6 +4,7 @@
 # make deps		install the Debian packages that building and testing need
 # make run [CMD="..."]	deps, build, then show it at work on one command
 # make check		deps, build, all tests
+# make crashtest	deps, build, KILLS=1000 killed workers and RELOADS=100 reloads under load
 # make bench [QUICK=1]	measure against a direct connection and other proxies
 # make vmtest		the hooks on each kernel from 5.10 on, in qemu
 # make suites		test suites of other projects, directly and through the proxy
@@ -159,7 +160,10 @@ check: deps
 
 # --- longer ones ----------------------------------------------------------------------------------
 
-.PHONY: bench vmtest suites torture
+KILLS ?= 1000
+RELOADS ?= 100
+
+.PHONY: bench vmtest suites torture crashtest
 bench: deps
 	$(Q)$(MAKE) --no-print-directory all
 	$(Q)O=$(O) tests/bench/run
@@ -176,6 +180,10 @@ torture: deps
 	$(Q)$(MAKE) --no-print-directory all tests
 	$(Q)PYTHONPATH=tests O=$(O) TORTURE=10000 TPTEST_CASE=torture \
 		/usr/bin/python3 tests/integration/test_conformance.py
+
+crashtest: deps
+	$(Q)$(MAKE) --no-print-directory all tests
+	$(Q)O=$(O) KILLS=$(KILLS) RELOADS=$(RELOADS) TPTEST_DEADLINE=3600 tests/run integration/test_crash
 
 # --- the rest -------------------------------------------------------------------------------------
 

@@ -39,12 +39,13 @@ static inline uint32_t event_generation(uint64_t datum)
 	return (uint32_t)datum;
 }
 
-/* 0 or -errno. */
+/* 0 or -errno. The set may have the descriptor already, from a predecessor: with the same datum, as
+ * closing it would have taken it out. */
 static inline int event_add(int epoll, int fd, uint32_t events, uint64_t datum)
 {
 	struct epoll_event ev = {.events = events, .data.u64 = datum};
 
-	return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &ev) ? -errno : 0;
+	return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &ev) && errno != EEXIST ? -errno : 0;
 }
 
 #endif

@@ -52,7 +52,7 @@ static void send_packet(const struct proxy *p, const struct tp_endpoint *to, con
 
 	host.port = 0;
 	endpoint_to_sockaddr(&host, &addr, &addr_len);
-	(void)!sendto(p->raw[v4 ? LISTENER_V4 : LISTENER_V6], packet, len, MSG_DONTWAIT,
+	(void)!sendto(p->shared->raw[v4 ? LISTENER_V4 : LISTENER_V6], packet, len, MSG_DONTWAIT,
 		      (struct sockaddr *)&addr, addr_len);
 }
 
@@ -126,6 +126,11 @@ void hold_grant(struct proxy *p, struct session *s)
 		learn_source(s);
 	s->deadline_ms = p->now_ms + GRANTED_MS;
 	table_move(&p->table, s, LIST_GRANTED);
+	send_grant(p, s);
+}
+
+void hold_grant_again(struct proxy *p, struct session *s)
+{
 	send_grant(p, s);
 }
 
@@ -263,58 +268,81 @@ static int attach_doorman(struct proxy *p, struct failure *f)
 	if (prog < 0)
 		return prog;
 	for (int i = 0; i < LISTENER_COUNT; i++) {
-		struct tp_door door = {.netns = p->netns, .proxy_port = p->port, .slot = p->slot};
+		struct tp_door door = {
+			.netns = p->netns, .proxy_port = p->port, .slot = p->shared->slot};
 		socklen_t len = sizeof(__u64);
 		__u64 cookie;
 
-		if (p->listener[i] < 0)
+		if (p->shared->listener[i] < 0)
 			continue;
-		if (getsockopt(p->listener[i], SOL_SOCKET, SO_COOKIE, &cookie, &len) ||
+		if (getsockopt(p->shared->listener[i], SOL_SOCKET, SO_COOKIE, &cookie, &len) ||
 		    bpf_map_update_elem(p->instance.map[PIN_MAP_doors], &cookie, &door, BPF_ANY) ||
-		    setsockopt(p->listener[i], SOL_SOCKET, SO_ATTACH_BPF, &prog, sizeof(prog)))
+		    setsockopt(p->shared->listener[i], SOL_SOCKET, SO_ATTACH_BPF, &prog,
+			       sizeof(prog)))
 			return fail(f, -errno, "cannot put the doorman on the listener: %m");
+	}
+	return 0;
+}
+
+static int open_raw_sockets(struct proxy *p, struct failure *f)
+{
+	static const int families[LISTENER_COUNT] = {AF_INET, AF_INET6};
+
+	for (int i = 0; i < LISTENER_COUNT; i++) {
+		int fd;
+
+		if (p->shared->raw[i] >= 0 || p->shared->listener[i] < 0)
+			continue;
+		fd = raw_open(p, families[i], f);
+		if (fd < 0)
+			return fd;
+		p->shared->raw[i] = fd;
 	}
 	return 0;
 }
 
 int hold_open(struct proxy *p, struct failure *f)
 {
-	int ring _cleanup_fd_ = -1;
-	int err;
+	struct shared *sh = p->shared;
+	int err = open_raw_sockets(p, f);
 
-	p->raw[LISTENER_V4] = raw_open(p, AF_INET, f);
-	if (p->raw[LISTENER_V4] < 0)
-		return p->raw[LISTENER_V4];
-	if (p->listener[LISTENER_V6] >= 0) {
-		p->raw[LISTENER_V6] = raw_open(p, AF_INET6, f);
-		if (p->raw[LISTENER_V6] < 0)
-			return p->raw[LISTENER_V6];
-	}
-	ring = bpf_map_create(BPF_MAP_TYPE_RINGBUF, "tproxyd_ring", 0, 0, TP_RING_SIZE, NULL);
-	if (ring < 0)
+	if (err)
+		return err;
+	if (sh->ring < 0)
+		sh->ring = bpf_map_create(BPF_MAP_TYPE_RINGBUF, "tproxyd_ring", 0, 0, TP_RING_SIZE,
+					  NULL);
+	if (sh->ring < 0)
 		return fail(f, -errno, "cannot make a ring buffer: %m");
-	p->ring = ring_buffer__new(ring, on_event, p, NULL);
+	/* How far it was read is written in the ring: an event that was in hand comes again. */
+	p->ring = ring_buffer__new(sh->ring, on_event, p, NULL);
 	if (!p->ring)
 		return fail(f, -errno, "cannot read the ring buffer: %m");
-	err = event_add(p->epoll, ring, EPOLLIN, event_pack(EVENT_HOLD, 0, 0));
+	err = event_add(sh->epoll, sh->ring, EPOLLIN, event_pack(EVENT_HOLD, 0, 0));
 	if (err)
 		return fail(f, err, "cannot watch the ring buffer: %s", strerror(-err));
-	p->ring_fd = TAKE_FD(ring);
-	if (bpf_map_update_elem(p->instance.map[PIN_MAP_rings], &p->slot, &p->ring_fd, BPF_ANY))
+	if (!p->fresh) /* all is in place, and to put it there again would take 10 ms of RCU */
+		return 0;
+	if (bpf_map_update_elem(p->instance.map[PIN_MAP_rings], &sh->slot, &sh->ring, BPF_ANY))
 		return fail(f, -errno,
 			    "cannot enter the ring buffer in map_rings of instance %s: %m",
 			    p->instance.name);
 	return attach_doorman(p, f);
 }
 
+void hold_off(struct proxy *p)
+{
+	if (p->shared->ring >= 0)
+		bpf_map_delete_elem(p->instance.map[PIN_MAP_rings], &p->shared->slot);
+}
+
 void hold_close(struct proxy *p)
 {
-	if (p->ring_fd >= 0)
-		bpf_map_delete_elem(p->instance.map[PIN_MAP_rings], &p->slot);
+	if (p->shared->ring >= 0)
+		bpf_map_delete_elem(p->instance.map[PIN_MAP_rings], &p->shared->slot);
 	if (p->ring)
 		ring_buffer__free(p->ring);
 	p->ring = NULL;
-	p->ring_fd = fd_close(p->ring_fd);
+	p->shared->ring = fd_close(p->shared->ring);
 	for (int i = 0; i < LISTENER_COUNT; i++)
-		p->raw[i] = fd_close(p->raw[i]);
+		p->shared->raw[i] = fd_close(p->shared->raw[i]);
 }

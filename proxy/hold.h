@@ -8,7 +8,8 @@
 
 #include "proxy.h"
 
-/* Opens the raw sockets, the ring, and puts the doorman on the listeners. */
+/* Opens the raw sockets and the ring where a predecessor has not, and puts the doorman on the
+ * listeners. */
 int hold_open(struct proxy *p, struct failure *f);
 void hold_close(struct proxy *p);
 
@@ -20,6 +21,12 @@ void hold_waiting(struct proxy *p, struct session *s);
 
 /* The upstream of a held session has connected: lets the client in. */
 void hold_grant(struct proxy *p, struct session *s);
+
+/* The same for a session that had been granted when a predecessor died; twice does no harm. */
+void hold_grant_again(struct proxy *p, struct session *s);
+
+/* No client is held any more; those that are go on. */
+void hold_off(struct proxy *p);
 
 /* The upstream failed with `error`: makes the client's connect() fail with it. */
 void hold_refuse(struct proxy *p, struct session *s, int error);

@@ -73,7 +73,7 @@ static int open_failed(const struct proxy *p, int family, int err, struct failur
 
 int listener_open(struct proxy *p, struct failure *f)
 {
-	p->port = p->instance.config->port;
+	p->port = p->shared->port = p->instance.config->port;
 	if (!p->port)
 		return fail(
 			f, -EINVAL,
@@ -81,19 +81,17 @@ int listener_open(struct proxy *p, struct failure *f)
 			"doctor --name %s says how to go on",
 			p->instance.name, p->instance.name);
 	for (int i = 0; i < LISTENER_COUNT; i++) {
-		p->listener[i] = listen_on(&loopback[i], p->port);
-		if (p->listener[i] >= 0) {
-			p->paces = congestion_paces(p->listener[i]);
-			if (p->paces)
-				congestion_local(p->listener[i]);
-			continue;
-		}
+		int fd = listen_on(&loopback[i], p->port);
+
 		/* A namespace without IPv6 has no ::1; its clients have no IPv6 either. */
-		if (i == LISTENER_V6 &&
-		    (p->listener[i] == -EAFNOSUPPORT || p->listener[i] == -EADDRNOTAVAIL))
-			p->listener[i] = -1;
-		else
-			return open_failed(p, i, p->listener[i], f);
+		if (i == LISTENER_V6 && (fd == -EAFNOSUPPORT || fd == -EADDRNOTAVAIL))
+			continue;
+		if (fd < 0)
+			return open_failed(p, i, fd, f);
+		p->shared->listener[i] = fd;
+		p->shared->paces = congestion_paces(fd);
+		if (p->shared->paces)
+			congestion_local(fd);
 	}
 	return 0;
 }
@@ -108,18 +106,41 @@ struct tp_endpoint listener_address(const struct proxy *p, int family)
 
 static int mark_set(const struct proxy *p, int fd, enum tp_role role)
 {
-	struct tp_mark mark = {.role = role, .slot = p->slot, .netns = p->netns};
+	struct tp_mark mark = {.role = role, .slot = p->shared->slot, .netns = p->netns};
 
 	return bpf_map_update_elem(p->instance.map[PIN_MAP_listeners], &fd, &mark, BPF_ANY) ? -errno
 											    : 0;
+}
+
+/* The slot that was a predecessor's, with its pid in it still, or a free one. */
+static struct tp_proxy *take_slot(const struct proxy *p)
+{
+	struct tp_proxy *slots = p->instance.config->proxies;
+
+	if (p->shared->slot < TP_MAX_PROXIES && slots[p->shared->slot].tgid &&
+	    slots[p->shared->slot].netns == p->netns)
+		return &slots[p->shared->slot];
+	/* We hold the port of this namespace, so whoever else is entered for it is gone: a pid that
+	 * has since been given to another process must not stay exempt. */
+	for (int i = 0; i < TP_MAX_PROXIES; i++)
+		if (slots[i].tgid && slots[i].netns == p->netns)
+			__atomic_store_n(&slots[i].tgid, 0, __ATOMIC_RELEASE);
+	for (int i = 0; i < TP_MAX_PROXIES; i++) {
+		__u32 free_slot = 0;
+
+		if (__atomic_compare_exchange_n(&slots[i].tgid, &free_slot, UINT32_MAX, 0,
+						__ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+			return &slots[i];
+	}
+	return NULL;
 }
 
 int listener_register(struct proxy *p, struct failure *f)
 {
 	struct sockaddr_in nowhere = {.sin_family = AF_INET,
 				      .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-	struct tp_proxy *slots = p->instance.config->proxies, *slot = NULL;
 	struct tp_mark mark = {0};
+	struct tp_proxy *slot;
 	int fd _cleanup_fd_ = -1;
 	int err;
 
@@ -153,24 +174,13 @@ int listener_register(struct proxy *p, struct failure *f)
 	p->tgid = mark.tgid;
 	p->netns = mark.netns;
 
-	/* We hold the port of this namespace, so whoever else is entered for it is gone: a pid that
-	 * has since been given to another process must not stay exempt. */
-	for (int i = 0; i < TP_MAX_PROXIES; i++)
-		if (slots[i].tgid && slots[i].netns == p->netns)
-			__atomic_store_n(&slots[i].tgid, 0, __ATOMIC_RELEASE);
-	for (int i = 0; i < TP_MAX_PROXIES && !slot; i++) {
-		__u32 free_slot = 0;
-
-		if (__atomic_compare_exchange_n(&slots[i].tgid, &free_slot, UINT32_MAX, 0,
-						__ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
-			slot = &slots[i];
-	}
+	slot = take_slot(p);
 	if (!slot)
 		return fail(f, -EUSERS,
 			    "instance %s has %d proxies registered already, the most it can "
 			    "have; stop one (tproxy status --name %s)",
 			    p->instance.name, TP_MAX_PROXIES, p->instance.name);
-	p->slot = slot - slots;
+	p->shared->slot = slot - p->instance.config->proxies;
 	slot->connect_timeout = p->settings.hold ? p->settings.connect_timeout : 0;
 	slot->netns = p->netns;
 	__atomic_store_n(&slot->tgid, p->tgid, __ATOMIC_RELEASE);
@@ -180,23 +190,24 @@ int listener_register(struct proxy *p, struct failure *f)
 int listener_trust(struct proxy *p, struct failure *f)
 {
 	for (int i = 0; i < LISTENER_COUNT; i++) {
-		int err = p->listener[i] < 0 ? 0 : mark_set(p, p->listener[i], TP_ROLE_LISTENER);
+		int err = p->shared->listener[i] < 0
+				  ? 0
+				  : mark_set(p, p->shared->listener[i], TP_ROLE_LISTENER);
 
 		if (err)
 			return fail(f, err,
 				    "cannot mark the listener in map_listeners of instance %s: %s",
 				    p->instance.name, strerror(-err));
 	}
-	p->trusted = 1;
 	return 0;
 }
 
 void listener_distrust(struct proxy *p)
 {
 	for (int i = 0; i < LISTENER_COUNT; i++)
-		if (p->listener[i] >= 0)
-			bpf_map_delete_elem(p->instance.map[PIN_MAP_listeners], &p->listener[i]);
-	p->trusted = 0;
+		if (p->shared->listener[i] >= 0)
+			bpf_map_delete_elem(p->instance.map[PIN_MAP_listeners],
+					    &p->shared->listener[i]);
 }
 
 void listener_close(struct proxy *p)
@@ -204,7 +215,7 @@ void listener_close(struct proxy *p)
 	struct tp_proxy *slots = p->instance.config ? p->instance.config->proxies : NULL;
 
 	for (int i = 0; i < LISTENER_COUNT; i++)
-		p->listener[i] = fd_close(p->listener[i]);
+		p->shared->listener[i] = fd_close(p->shared->listener[i]);
 	for (int i = 0; slots && p->tgid && i < TP_MAX_PROXIES; i++)
 		if (slots[i].tgid == p->tgid && slots[i].netns == p->netns)
 			__atomic_store_n(&slots[i].tgid, 0, __ATOMIC_RELEASE);
@@ -238,10 +249,13 @@ static int accept_own(struct proxy *p, int listener, __u64 cookie,
 		      void (*accepted)(struct proxy *p, int fd))
 {
 	struct pollfd polls[] = {{.fd = listener, .events = POLLIN},
-				 {.fd = p->ring_fd, .events = POLLIN}};
+				 {.fd = p->shared->ring, .events = POLLIN}};
+	uint64_t deadline = monotonic_ms() + SELFTEST_TIMEOUT_MS;
 	struct tp_record rec;
 
-	while (poll(polls, ARRAY_SIZE(polls), SELFTEST_TIMEOUT_MS) > 0) {
+	/* Others may keep coming. */
+	while (monotonic_ms() < deadline &&
+	       poll(polls, ARRAY_SIZE(polls), SELFTEST_TIMEOUT_MS) > 0) {
 		int fd;
 
 		hold_events(p);
@@ -278,7 +292,7 @@ static int selftest_family(struct proxy *p, int family, void (*accepted)(struct 
 			    "self-test: a connection to %s was not redirected to port %u: %m; see "
 			    "tproxy doctor",
 			    text, p->port);
-	server = accept_own(p, p->listener[family], cookie, accepted);
+	server = accept_own(p, p->shared->listener[family], cookie, accepted);
 	if (server < 0)
 		return fail(f, server,
 			    "self-test: a connection to %s did not arrive at port %u; see "
@@ -295,7 +309,7 @@ static int selftest_family(struct proxy *p, int family, void (*accepted)(struct 
 int listener_selftest(struct proxy *p, void (*accepted)(struct proxy *p, int fd), struct failure *f)
 {
 	for (int i = 0; i < LISTENER_COUNT; i++) {
-		int err = p->listener[i] < 0 ? 0 : selftest_family(p, i, accepted, f);
+		int err = p->shared->listener[i] < 0 ? 0 : selftest_family(p, i, accepted, f);
 
 		if (err)
 			return err;

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: BSD-2-Clause
 #include "loop.h"
 
-#include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <systemd/sd-daemon.h>
-#include <time.h>
 
 #include "event.h"
 #include "hold.h"
@@ -22,20 +20,13 @@
 	100 /* clients that were redirected just before the mark went are still served \
 	     */
 
-static uint64_t monotonic_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 static int watch_listeners(struct proxy *p)
 {
 	for (int i = 0; i < LISTENER_COUNT; i++) {
-		int err = p->listener[i] < 0 ? 0
-					     : event_add(p->epoll, p->listener[i], EPOLLIN,
-							 event_pack(EVENT_LISTENER, i, 0));
+		int err = p->shared->listener[i] < 0
+				  ? 0
+				  : event_add(p->shared->epoll, p->shared->listener[i], EPOLLIN,
+					      event_pack(EVENT_LISTENER, i, 0));
 
 		if (err)
 			return err;
@@ -48,27 +39,31 @@ static int watch_listeners(struct proxy *p)
 static void pause_accepting(struct proxy *p)
 {
 	for (int i = 0; i < LISTENER_COUNT; i++)
-		if (p->listener[i] >= 0)
-			epoll_ctl(p->epoll, EPOLL_CTL_DEL, p->listener[i], NULL);
+		if (p->shared->listener[i] >= 0)
+			epoll_ctl(p->shared->epoll, EPOLL_CTL_DEL, p->shared->listener[i], NULL);
 	p->resume_ms = p->now_ms + RESUME_MS;
 }
 
 int loop_init(struct proxy *p, struct failure *f)
 {
+	struct shared *sh = p->shared;
 	sigset_t set;
 	int err;
 
 	sigemptyset(&set);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGNAL_ORPHANED);
 	sigprocmask(SIG_BLOCK, &set, NULL);
-	signal(SIGPIPE, SIG_IGN);
-	signal(SIGHUP, SIG_IGN);
-	p->epoll = epoll_create1(EPOLL_CLOEXEC);
+	prctl(PR_SET_PDEATHSIG, SIGNAL_ORPHANED);
+	if (getppid() != p->master)
+		p->orphaned = 1; /* it died before we could ask to be told */
+	if (sh->epoll < 0)
+		sh->epoll = epoll_create1(EPOLL_CLOEXEC);
 	p->signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
-	if (p->epoll < 0 || p->signals < 0)
+	if (sh->epoll < 0 || p->signals < 0)
 		return fail(f, -errno, "cannot make the event loop: %m");
-	err = event_add(p->epoll, p->signals, EPOLLIN, event_pack(EVENT_SIGNAL, 0, 0));
+	err = event_add(sh->epoll, p->signals, EPOLLIN, event_pack(EVENT_SIGNAL, 0, 0));
 	if (!err)
 		err = watch_listeners(p);
 	return err ? fail(f, err, "cannot watch the listeners: %s", strerror(-err)) : 0;
@@ -76,7 +71,8 @@ int loop_init(struct proxy *p, struct failure *f)
 
 void loop_free(struct proxy *p)
 {
-	p->epoll = fd_close(p->epoll);
+	if (p->shared)
+		p->shared->epoll = fd_close(p->shared->epoll);
 	p->signals = fd_close(p->signals);
 }
 
@@ -126,29 +122,45 @@ static void accept_batch(struct proxy *p, int listener)
 	}
 }
 
-static void begin_drain(struct proxy *p, int signo)
+static void begin_drain(struct proxy *p)
 {
-	if (p->drain_until) {
-		log_notice("%s again: ending %u sessions now", strsignal(signo),
-			   table_used(&p->table));
-		p->drain_until = p->now_ms;
-		return;
-	}
+	struct shared *sh = p->shared;
+
 	listener_distrust(p);
-	p->drain_until = p->now_ms + p->settings.drain_timeout;
-	if (p->drain_until < p->now_ms + LINGER_MS)
-		p->drain_until = p->now_ms + LINGER_MS;
-	sd_notify(0, "STOPPING=1");
-	log_notice("%s: no new connections; %u sessions may end within %llu s", strsignal(signo),
-		   table_used(&p->table), (unsigned long long)p->settings.drain_timeout / 1000);
+	sh->drain_until = p->now_ms + p->settings.drain_timeout;
+	if (sh->drain_until < p->now_ms + LINGER_MS)
+		sh->drain_until = p->now_ms + LINGER_MS;
+	log_notice("%s: no new connections; %u sessions may end within %llu s",
+		   strsignal(sh->stop_signal), table_used(&p->table),
+		   (unsigned long long)p->settings.drain_timeout / 1000);
+}
+
+/* What we were told by now, or a predecessor was. */
+static void obey(struct proxy *p)
+{
+	struct shared *sh = p->shared;
+
+	if (sh->stops && !sh->drain_until)
+		begin_drain(p);
+	if (sh->stops > 1 && sh->drain_until > p->now_ms) {
+		log_notice("%s again: ending %u sessions now", strsignal(sh->stop_signal),
+			   table_used(&p->table));
+		sh->drain_until = p->now_ms;
+	}
 }
 
 static void read_signals(struct proxy *p)
 {
 	struct signalfd_siginfo info;
 
-	while (read(p->signals, &info, sizeof(info)) == sizeof(info))
-		begin_drain(p, info.ssi_signo);
+	while (read(p->signals, &info, sizeof(info)) == sizeof(info)) {
+		if (info.ssi_signo == SIGNAL_ORPHANED) {
+			p->orphaned = 1;
+		} else if (getppid() != p->master) { /* else the master counts them */
+			p->shared->stop_signal = info.ssi_signo;
+			p->shared->stops++;
+		}
+	}
 }
 
 static void dispatch(struct proxy *p, const struct epoll_event *ev)
@@ -161,8 +173,8 @@ static void dispatch(struct proxy *p, const struct epoll_event *ev)
 		read_signals(p);
 		break;
 	case EVENT_LISTENER:
-		if (!p->resume_ms && p->listener[event_slot(datum)] >= 0)
-			accept_batch(p, p->listener[event_slot(datum)]);
+		if (!p->resume_ms && p->shared->listener[event_slot(datum)] >= 0)
+			accept_batch(p, p->shared->listener[event_slot(datum)]);
 		break;
 	case EVENT_HOLD:
 		hold_events(p);
@@ -187,7 +199,7 @@ static int sleep_ms(const struct proxy *p)
 
 	if (p->resume_ms && (!next || p->resume_ms < next))
 		next = p->resume_ms;
-	if (p->drain_until && (!next || next > p->now_ms + LINGER_MS))
+	if (p->shared->drain_until && (!next || next > p->now_ms + LINGER_MS))
 		next = p->now_ms + LINGER_MS;
 	if (!next)
 		return -1;
@@ -197,19 +209,19 @@ static int sleep_ms(const struct proxy *p)
 /* 1 once everything is over. */
 static int drained(struct proxy *p)
 {
-	if (!p->drain_until)
+	if (!p->shared->drain_until)
 		return 0;
 	/* Those who were on their way in when the mark went still come in. */
-	if (p->listener[LISTENER_V4] >= 0 &&
-	    p->drain_until - p->settings.drain_timeout + LINGER_MS <= p->now_ms &&
+	if (p->shared->listener[LISTENER_V4] >= 0 &&
+	    p->shared->drain_until - p->settings.drain_timeout + LINGER_MS <= p->now_ms &&
 	    !p->table.lists[LIST_HELD].count && !p->table.lists[LIST_GRANTED].count)
 		listener_close(p);
-	if (p->drain_until <= p->now_ms) {
+	if (p->shared->drain_until <= p->now_ms) {
 		listener_close(p);
 		session_end_all(p);
 		return 1;
 	}
-	return p->listener[LISTENER_V4] < 0 && !table_used(&p->table);
+	return p->shared->listener[LISTENER_V4] < 0 && !table_used(&p->table);
 }
 
 int loop_run(struct proxy *p, struct failure *f)
@@ -222,9 +234,12 @@ int loop_run(struct proxy *p, struct failure *f)
 		p->now_ms = monotonic_ms();
 		if (p->resume_ms && p->resume_ms <= p->now_ms)
 			watch_listeners(p);
+		obey(p);
+		if (p->orphaned)
+			return LOOP_ORPHANED;
 		if (drained(p))
 			return 0;
-		n = epoll_wait(p->epoll, events, BATCH, sleep_ms(p));
+		n = epoll_wait(p->shared->epoll, events, BATCH, sleep_ms(p));
 		if (n < 0 && errno != EINTR)
 			return fail(f, -errno, "cannot wait for events: %m");
 		p->now_ms = monotonic_ms();

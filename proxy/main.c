@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: BSD-2-Clause
-/* tproxyd: opens an instance's pins, registers, listens, proves that it works, serves. */
+/* tproxyd: reads its settings, opens an instance's pins, listens; the rest is the master's and its
+ * worker's. */
 #include <stddef.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <systemd/sd-daemon.h>
-#include <time.h>
 
-#include "hold.h"
 #include "listener.h"
 #include "log.h"
-#include "loop.h"
+#include "master.h"
 #include "opts.h"
-#include "routes.h"
-#include "session.h"
+#include "recover.h"
 
 enum { EXIT_OK, EXIT_FAILED, EXIT_USAGE };
 
@@ -34,6 +31,13 @@ static const struct opt options[] = {
 	 .min = 0,
 	 .max = 86400000,
 	 .help = "on SIGTERM let sessions go on for up to TIME (default: 30s)"},
+	{.name = "grace",
+	 .type = OPT_DURATION,
+	 .arg = "TIME",
+	 .offset = offsetof(struct settings, grace),
+	 .min = 100,
+	 .max = 3600000,
+	 .help = "after TIME without a worker the failure policy applies (default: 10s)"},
 	{.name = "max-sessions",
 	 .type = OPT_UINT,
 	 .arg = "N",
@@ -67,6 +71,11 @@ static const struct opt options[] = {
 	 .choices = (const char *const[]){"no", "yes", NULL},
 	 .offset = offsetof(struct settings, log_sessions),
 	 .help = "one line a session, when it ends (default: yes)"},
+	{.name = "check",
+	 .type = OPT_FLAG,
+	 .offset = offsetof(struct settings, check),
+	 .help = "say whether settings and hooks allow to serve, and end",
+	 .command_line_only = 1},
 	{0},
 };
 
@@ -80,6 +89,9 @@ static const struct opt_program program = {
 	.opts = options,
 	.epilogue = "SIGTERM and SIGINT stop accepting and let open sessions end; a second one "
 		    "ends them.\n"
+		    "SIGHUP reads the settings anew, and the program, where another is in its "
+		    "place;\n"
+		    "sessions go on.\n"
 		    "Exit status: 0 stopped as told, 1 could not start or go on, 2 wrong usage or "
 		    "settings.",
 };
@@ -97,96 +109,116 @@ static uint64_t raise_fd_limit(void)
 	return limit.rlim_cur;
 }
 
-static uint64_t now_ms(void)
-{
-	struct timespec ts;
+#define WANTED_MAPS                                                            \
+	(1U << PIN_MAP_listeners | 1U << PIN_MAP_doors | 1U << PIN_MAP_rings | \
+	 1U << PIN_MAP_routes | 1U << PIN_MAP_failed)
 
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (uint64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+static int open_instance(struct proxy *p, struct failure *f)
+{
+	return instance_open(p->settings.common.name, WANTED_MAPS, &p->instance, f);
 }
 
-/* Everything up to READY. Nothing is redirected to us before the listeners are marked. */
-static int start(struct proxy *p, struct failure *f)
+/* What the binary that runs now wants to know before it becomes us. */
+static int check(struct proxy *p, struct failure *f)
 {
+	const char *theirs = getenv(MASTER_ENV_LAYOUT);
+	char ours[SHARED_LAYOUT_LEN];
+
+	if (theirs && strcmp(theirs, shared_layout(ours)))
+		return fail(f, -EPROTO,
+			    "%s keeps its sessions in another way than the tproxyd that runs "
+			    "(%s, not %s): restart that instead",
+			    program.name, ours, theirs);
+	return open_instance(p, f);
+}
+
+static int begin(struct proxy *p, struct failure *f)
+{
+	int err = open_instance(p, f);
+
+	if (!err)
+		err = shared_create(p->fd_limit, &p->shared, f);
+	return err ? err : listener_open(p, f);
+}
+
+/* We were another binary a moment ago. Its books are put in order before anything is opened. */
+static int take_over(struct proxy *p, int memfd, struct failure *f)
+{
+	struct recovery r _cleanup_(recover_free) = {0};
+	int err = shared_attach(memfd, &p->shared, f);
+
+	unsetenv(MASTER_ENV_MEMORY);
+	master_set_cloexec(p->fd_limit, 1);
+	if (!err)
+		err = recover_descriptors(p, &r, f);
+	if (!err)
+		err = open_instance(p, f);
+	if (err)
+		return err;
+	p->port = p->shared->port;
+	if (p->instance.config->port != p->port)
+		log_warning(
+			"instance %s has moved from port %u to %u: restart tproxyd to follow it",
+			p->instance.name, p->port, p->instance.config->port);
+	return 0;
+}
+
+static int prepare(struct proxy *p, struct failure *f)
+{
+	const char *memfd = getenv(MASTER_ENV_MEMORY);
 	int err;
 
 	p->fd_limit = raise_fd_limit();
-	p->now_ms = now_ms();
-	err = instance_open(p->settings.common.name,
-			    1U << PIN_MAP_listeners | 1U << PIN_MAP_doors | 1U << PIN_MAP_rings |
-				    1U << PIN_MAP_routes | 1U << PIN_MAP_failed,
-			    &p->instance, f);
-	if (!err)
-		err = table_init(&p->table, p->settings.max_sessions, f);
-	if (!err)
-		err = listener_open(p, f);
-	if (!err)
-		err = listener_register(p, f);
-	if (!err)
-		err = loop_init(p, f);
-	if (!err)
-		err = p->settings.hold ? hold_open(p, f) : 0;
-	if (!err)
-		err = p->settings.hold ? routes_open(p, f) : 0;
-	if (!err)
-		err = listener_trust(p, f);
-	if (!err)
-		err = listener_selftest(p, session_accepted, f);
+	err = memfd ? take_over(p, atoi(memfd), f) : begin(p, f);
 	if (err)
 		return err;
-	log_notice("serving instance %s on port %u%s as pid %u", p->instance.name, p->port,
-		   p->listener[LISTENER_V6] < 0 ? " (IPv4 only: there is no ::1 here)" : "",
-		   p->tgid);
-	sd_notify(0, "READY=1");
-	return 0;
+	pipes_init(&p->pipes, shared_pipes(p->shared), p->shared->pipes, &p->shared->pipes_used);
+	return table_init(&p->table, shared_sessions(p->shared), p->shared->slots,
+			  &p->shared->slots_used, f);
+}
+
+static int parse(int argc, char **argv, struct proxy *p, struct failure *f)
+{
+	int next, err;
+
+	err = opts_parse(&program, argc, argv, &p->settings, &next, f);
+	if (!err && next < argc)
+		err = fail(f, -EINVAL, "%s: no argument is expected; see tproxyd --help",
+			   argv[next]);
+	return err;
 }
 
 int main(int argc, char **argv)
 {
 	static struct proxy p = {
 		.settings = {.drain_timeout = 30000,
+			     .grace = 10000,
 			     .max_sessions = 65536,
 			     .hold = 1,
 			     .native_retry = 3000,
 			     .log_level = 3,
 			     .log_sessions = 1},
 		.instance = INSTANCE_INIT,
-		.table.memfd = -1,
-		.epoll = -1,
 		.signals = -1,
-		.listener = {-1, -1},
-		.raw = {-1, -1},
-		.ring_fd = -1,
 	};
 	struct failure f = {{0}};
-	int next, err;
+	int err, status;
 
 	log_init("tproxyd");
-	err = opts_parse(&program, argc, argv, &p.settings, &next, &f);
+	err = parse(argc, argv, &p, &f);
 	if (err == OPTS_DONE)
 		return EXIT_OK;
-	if (!err && next < argc)
-		err = fail(&f, -EINVAL, "%s: no argument is expected; see tproxyd --help",
-			   argv[next]);
 	if (err) {
 		log_error("%s", f.text);
 		return EXIT_USAGE;
 	}
 	log_set_level(LOG_ERR + p.settings.log_level);
-	pipes_init(&p.pipes);
-	err = start(&p, &f);
-	if (!err)
-		err = loop_run(&p, &f);
+	err = p.settings.check ? check(&p, &f) : prepare(&p, &f);
 	if (err)
 		log_error("%s", f.text);
-	listener_close(&p);
-	session_end_all(&p);
-	routes_close(&p);
-	hold_close(&p);
-	pipes_free(&p.pipes);
-	loop_free(&p);
+	status = err ? EXIT_FAILED : p.settings.check ? EXIT_OK : master_run(&p, argv);
 	table_free(&p.table);
 	instance_close(&p.instance);
 	opts_free(&program, &p.settings);
-	return err ? EXIT_FAILED : EXIT_OK;
+	return status;
 }

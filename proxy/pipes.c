@@ -12,35 +12,53 @@
  */
 #define IDLE_MAX 64
 
-void pipes_init(struct pipes *p)
+void pipes_init(struct pipes *p, struct pipe *all, uint32_t max, uint32_t *used)
 {
-	*p = (struct pipes){.first_free = NO_PIPE, .first_closed = NO_PIPE};
+	*p = (struct pipes){.all = all,
+			    .max = max,
+			    .used = used,
+			    .first_free = NO_PIPE,
+			    .first_closed = NO_PIPE};
+}
+
+/* Each number goes out of the entry only when it is closed (shared.h). */
+static void close_both(struct pipe *pipe)
+{
+	pipe->fd[0] = fd_close(pipe->fd[0]);
+	pipe->fd[1] = fd_close(pipe->fd[1]);
 }
 
 void pipes_free(struct pipes *p)
 {
-	for (uint32_t i = 0; i < p->allocated; i++) {
-		fd_close(p->all[i].fd[0]);
-		fd_close(p->all[i].fd[1]);
-	}
-	free(p->all);
-	pipes_init(p);
+	for (uint32_t i = 0; p->used && i < *p->used; i++)
+		close_both(&p->all[i]);
+	p->first_free = p->first_closed = NO_PIPE;
+	p->idle = p->open = 0;
 }
 
-/* Chains new entries, without descriptors yet. */
+static void chain_free(struct pipes *p, uint32_t index)
+{
+	p->all[index].next_free = p->first_free;
+	p->first_free = index;
+	p->idle++;
+}
+
+static void chain_closed(struct pipes *p, uint32_t index)
+{
+	p->all[index].next_free = p->first_closed;
+	p->first_closed = index;
+}
+
+/* One entry more, without descriptors yet. */
 static int grow(struct pipes *p)
 {
-	uint32_t count = p->allocated ? p->allocated * 2 : 64;
-	struct pipe *all = reallocarray(p->all, count, sizeof(*all));
+	uint32_t index = *p->used;
 
-	if (!all)
+	if (index == p->max)
 		return -ENOMEM;
-	p->all = all;
-	for (uint32_t i = p->allocated; i < count; i++) {
-		all[i] = (struct pipe){{-1, -1}, p->first_closed};
-		p->first_closed = i;
-	}
-	p->allocated = count;
+	p->all[index].fd[0] = p->all[index].fd[1] = -1;
+	chain_closed(p, index);
+	__atomic_store_n(p->used, index + 1, __ATOMIC_RELEASE);
 	return 0;
 }
 
@@ -61,6 +79,8 @@ int pipes_take(struct pipes *p, uint32_t *ret_index)
 			return err;
 	}
 	i = p->first_closed;
+	/* The kernel writes the numbers before the descriptors exist: there is no moment at which
+	 * they are open and not entered. */
 	if (pipe2(p->all[i].fd, O_NONBLOCK | O_CLOEXEC))
 		return -errno;
 	p->first_closed = p->all[i].next_free;
@@ -71,13 +91,10 @@ int pipes_take(struct pipes *p, uint32_t *ret_index)
 
 void pipes_put(struct pipes *p, uint32_t index)
 {
-	if (p->idle >= IDLE_MAX) {
+	if (p->idle >= IDLE_MAX)
 		pipes_discard(p, index);
-		return;
-	}
-	p->all[index].next_free = p->first_free;
-	p->first_free = index;
-	p->idle++;
+	else
+		chain_free(p, index);
 }
 
 void pipes_trim(struct pipes *p)
@@ -93,11 +110,23 @@ void pipes_trim(struct pipes *p)
 
 void pipes_discard(struct pipes *p, uint32_t index)
 {
-	struct pipe *pipe = &p->all[index];
-
-	pipe->fd[0] = fd_close(pipe->fd[0]);
-	pipe->fd[1] = fd_close(pipe->fd[1]);
-	pipe->next_free = p->first_closed;
-	p->first_closed = index;
+	close_both(&p->all[index]);
+	chain_closed(p, index);
 	p->open--;
+}
+
+void pipes_restore(struct pipes *p, uint32_t index, enum pipe_state state)
+{
+	p->open++;
+	switch (state) {
+	case PIPE_LENT:
+		break;
+	case PIPE_EMPTY:
+		pipes_put(p, index);
+		break;
+	case PIPE_CLOSED:
+	case PIPE_ABANDONED:
+		pipes_discard(p, index);
+		break;
+	}
 }

@@ -2,7 +2,7 @@
 /*
  * The pool of pipes that bytes in flight sit in. A direction borrows one for as long as it holds
  * bytes; an idle session holds none. Pipes are referred to by index, as the session table must not
- * hold pointers.
+ * hold pointers. Their descriptors are in shared memory, the free lists are not.
  */
 #ifndef TPROXY_PIPES_H
 #define TPROXY_PIPES_H
@@ -10,23 +10,27 @@
 #include <stdint.h>
 
 struct pipe {
-	int fd[2]; /* read end, write end; both non-blocking */
+	int fd[2]; /* read end, write end; both non-blocking; -1 where there is none */
 	uint32_t next_free;
 };
 
 struct pipes {
 	struct pipe *all;
-	uint32_t allocated; /* length of `all` */
+	uint32_t max;	/* length of `all` */
+	uint32_t *used; /* shared: entries below have been initialised */
 	uint32_t first_free;
 	uint32_t first_closed; /* entries without descriptors, chained like the free ones */
 	uint32_t idle;	       /* open and free */
 	uint32_t open;	       /* open, free or lent */
 };
 
-void pipes_init(struct pipes *p);
+void pipes_init(struct pipes *p, struct pipe *all, uint32_t max, uint32_t *used);
+
+/* Closes all. */
 void pipes_free(struct pipes *p);
 
-/* Index of an empty pipe. -EMFILE, -ENFILE or -ENOMEM where none is to be had. */
+/* Index of an empty pipe. -EMFILE, -ENFILE or -ENOMEM where none is to be had. It is stored before
+ * anything can enter the pipe. */
 int pipes_take(struct pipes *p, uint32_t *ret_index);
 
 /* Gives an empty pipe back. */
@@ -37,5 +41,17 @@ void pipes_trim(struct pipes *p);
 
 /* Closes a pipe that may still hold bytes. */
 void pipes_discard(struct pipes *p, uint32_t index);
+
+/* What a successor finds. */
+enum pipe_state {
+	PIPE_CLOSED, /* one end at least, or never opened */
+	PIPE_LENT,   /* a direction refers to it */
+	PIPE_EMPTY,
+	PIPE_ABANDONED, /* holds bytes that belong to nobody any more */
+};
+
+/* Puts entry `index` where it belongs; to be called once for each of those used, on a fresh pool.
+ */
+void pipes_restore(struct pipes *p, uint32_t index, enum pipe_state state);
 
 #endif

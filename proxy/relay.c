@@ -17,6 +17,8 @@
 
 #include <fcntl.h>
 #include <linux/sockios.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
@@ -27,12 +29,11 @@ static void give_back(struct direction *d, struct pipes *pipes)
 {
 	if (d->pipe == NO_PIPE)
 		return;
-	if (d->queued)
+	if (direction_queued(d))
 		pipes_discard(pipes, d->pipe);
 	else
 		pipes_put(pipes, d->pipe);
 	d->pipe = NO_PIPE;
-	d->queued = 0;
 }
 
 void relay_release(struct session *s, struct pipes *pipes)
@@ -46,13 +47,12 @@ static int drain(struct session *s, enum side from, struct pipes *pipes)
 {
 	struct direction *d = &s->dir[from];
 
-	while (d->queued) {
-		ssize_t n = splice(pipes->all[d->pipe].fd[0], NULL, s->fd[!from], NULL, d->queued,
-				   SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+	while (direction_queued(d)) {
+		ssize_t n = splice(pipes->all[d->pipe].fd[0], NULL, s->fd[!from], NULL,
+				   direction_queued(d), SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
 
 		if (n <= 0)
 			return n ? -errno : -EPIPE;
-		d->queued -= n;
 		d->bytes += n;
 	}
 	return 0;
@@ -66,6 +66,21 @@ void relay_urgent(struct session *s, enum side side)
 	if (!(s->urgent & 1 << side))
 		setsockopt(s->fd[side], SOL_SOCKET, SO_OOBINLINE, &one, sizeof(one));
 	s->urgent |= 1 << side;
+}
+
+/* Takes the urgent byte, which was sent, from its source. */
+static int take_urgent(struct session *s, enum side from)
+{
+	struct direction *d = &s->dir[from];
+	char byte;
+
+	__atomic_store_n(&d->urgent, URGENT_SENT, __ATOMIC_RELEASE);
+	if (recv(s->fd[from], &byte, 1, MSG_DONTWAIT) == 1) {
+		d->taken++;
+		d->bytes++;
+	}
+	__atomic_store_n(&d->urgent, URGENT_NONE, __ATOMIC_RELEASE);
+	return 0;
 }
 
 static int at_urgent_mark(int fd)
@@ -83,19 +98,49 @@ static int at_urgent_mark(int fd)
  */
 static int pass_urgent(struct session *s, enum side from)
 {
+	struct direction *d = &s->dir[from];
 	char byte;
+	int err;
 
 	if (!at_urgent_mark(s->fd[from]))
 		return -EAGAIN;
 	relay_urgent(s, from);
 	if (recv(s->fd[from], &byte, 1, MSG_PEEK | MSG_DONTWAIT) != 1)
 		return -EAGAIN;
-	if (send(s->fd[!from], &byte, 1, MSG_OOB | MSG_DONTWAIT | MSG_NOSIGNAL) != 1)
-		return -errno;
-	if (recv(s->fd[from], &byte, 1, MSG_DONTWAIT) != 1)
-		return -EAGAIN;
-	s->dir[from].bytes++;
-	return 0;
+	__atomic_store_n(&d->urgent, URGENT_SENDING, __ATOMIC_RELEASE);
+	if (send(s->fd[!from], &byte, 1, MSG_OOB | MSG_DONTWAIT | MSG_NOSIGNAL) != 1) {
+		err = -errno;
+		d->urgent = URGENT_NONE;
+		return err;
+	}
+	return take_urgent(s, from);
+}
+
+/* Payload bytes that were ever written to a socket. */
+static uint64_t bytes_written(int fd)
+{
+	struct tcp_info info = {0};
+	socklen_t len = sizeof(info);
+
+	getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len);
+	return info.tcpi_bytes_sent - info.tcpi_bytes_retrans + info.tcpi_notsent_bytes;
+}
+
+void relay_recover(struct session *s, enum side from, struct pipes *pipes)
+{
+	struct direction *d = &s->dir[from];
+	int n = 0;
+
+	if (d->pipe != NO_PIPE && ioctl(pipes->all[d->pipe].fd[0], FIONREAD, &n))
+		n = 0;
+	if (direction_queued(d) > (uint64_t)n)
+		d->bytes = d->taken - n;
+	else
+		d->taken = d->bytes + n;
+	if (d->urgent == URGENT_SENDING ? bytes_written(s->fd[!from]) > d->bytes
+					: d->urgent == URGENT_SENT && at_urgent_mark(s->fd[from]))
+		take_urgent(s, from);
+	d->urgent = URGENT_NONE;
 }
 
 /* Source to pipe, which is empty. 0, -EAGAIN, or why no pipe could be had. */
@@ -113,7 +158,7 @@ static int fill(struct session *s, enum side from, struct pipes *pipes)
 	n = splice(s->fd[from], NULL, pipes->all[d->pipe].fd[1], NULL, CHUNK,
 		   SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
 	if (n > 0) {
-		d->queued = n;
+		d->taken += n;
 		return 0;
 	}
 	if (n < 0 && errno == EAGAIN)
@@ -147,9 +192,9 @@ enum relay_result relay_pump(struct session *s, enum side from, struct pipes *pi
 			return RELAY_RESET;
 		if (d->source == SOURCE_FIN) {
 			give_back(d, pipes);
-			d->shut = 1;
 			if (!s->dir[!from].shut) /* else the close() that follows sends it */
 				shutdown(s->fd[!from], SHUT_WR);
+			d->shut = 1;
 			return RELAY_SHUT;
 		}
 		err = fill(s, from, pipes);

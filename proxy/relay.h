@@ -20,6 +20,10 @@ enum relay_result relay_pump(struct session *s, enum side from, struct pipes *pi
 /* A side announced urgent data (EPOLLPRI): from now on its mark is looked for. */
 void relay_urgent(struct session *s, enum side side);
 
+/* Finishes what a predecessor that died may have left half done in a direction: the counts, and an
+ * urgent byte that was sent and not yet taken. */
+void relay_recover(struct session *s, enum side from, struct pipes *pipes);
+
 /* Gives the pipe of both directions back, with whatever is in them. */
 void relay_release(struct session *s, struct pipes *pipes);
 

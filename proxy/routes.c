@@ -242,7 +242,7 @@ int routes_open(struct proxy *p, struct failure *f)
 		if (mnl_socket_setsockopt(p->netlink, NETLINK_ADD_MEMBERSHIP, (void *)&groups[i],
 					  sizeof(groups[i])) < 0)
 			return fail(f, -errno, "cannot subscribe to route changes: %m");
-	err = event_add(p->epoll, mnl_socket_get_fd(p->netlink), EPOLLIN,
+	err = event_add(p->shared->epoll, mnl_socket_get_fd(p->netlink), EPOLLIN,
 			event_pack(EVENT_ROUTES, 0, 0));
 	if (!err)
 		err = republish(p);

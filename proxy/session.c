@@ -34,8 +34,6 @@
 void session_finish(struct proxy *p, struct session *s, enum session_end end, int reset)
 {
 	hold_forget(p, s);
-	if (s->list < LIST_RELAY)
-		session_init_directions(s);
 	s->end = end;
 	s->reset = reset;
 	table_move(&p->table, s, LIST_CLOSING);
@@ -78,7 +76,7 @@ int session_room(struct proxy *p)
 	uint64_t used = table_used(&p->table);
 	uint64_t needed = 2 * (used + 1) + 2 * (p->pipes.open - p->pipes.idle) + FD_RESERVE;
 
-	if (used == p->table.slots || needed > p->fd_limit)
+	if (used == p->table.slots || used >= p->settings.max_sessions || needed > p->fd_limit)
 		return 0;
 	if (needed + 2 * p->pipes.idle > p->fd_limit)
 		pipes_trim(&p->pipes);
@@ -136,13 +134,13 @@ static int bind_as_client(int fd, const struct tp_record *client)
 	return bind(fd, (struct sockaddr *)&addr, len) ? -errno : 0;
 }
 
-/* 1: connected; 0: under way; or -errno. */
+/* 1: connected; 0: under way; or -errno. The session has the socket at once, whatever becomes of
+ * it. */
 static int upstream_connect(const struct proxy *p, struct session *s)
 {
-	int fd _cleanup_fd_ = -1;
 	struct sockaddr_storage addr;
+	int err, fd, one = 1;
 	socklen_t len;
-	int err, one = 1;
 
 	err = endpoint_to_sockaddr(&s->client.dst, &addr, &len);
 	if (err)
@@ -150,8 +148,9 @@ static int upstream_connect(const struct proxy *p, struct session *s)
 	fd = socket(addr.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
 	if (fd < 0)
 		return -errno;
+	s->fd[UPSTREAM] = fd;
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	if (p->paces && is_loopback(&s->client.dst))
+	if (p->shared->paces && is_loopback(&s->client.dst))
 		congestion_local(fd);
 	if (s->client.mark)
 		setsockopt(fd, SOL_SOCKET, SO_MARK, &s->client.mark, sizeof(s->client.mark));
@@ -165,18 +164,22 @@ static int upstream_connect(const struct proxy *p, struct session *s)
 		err = connect(fd, (struct sockaddr *)&addr, len) ? errno : 0;
 	if (err && err != EINPROGRESS && err != EALREADY)
 		return -err;
-	s->fd[UPSTREAM] = TAKE_FD(fd);
 	return !err;
 }
 
+/* Once and for all; the epoll set outlives us. */
 static int watch(struct proxy *p, struct session *s, enum side side)
 {
-	if (side == UPSTREAM)
-		s->upstream_watched = 1;
-	return event_add(p->epoll, s->fd[side],
-			 EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET,
-			 event_pack(side == CLIENT ? EVENT_CLIENT : EVENT_UPSTREAM,
-				    table_slot(&p->table, s), s->generation));
+	int err = 0;
+
+	if (!(s->watched & 1 << side))
+		err = event_add(p->shared->epoll, s->fd[side],
+				EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+				event_pack(side == CLIENT ? EVENT_CLIENT : EVENT_UPSTREAM,
+					   table_slot(&p->table, s), s->generation));
+	if (!err)
+		s->watched |= 1 << side;
+	return err;
 }
 
 static void reset_unknown(int fd, const char *why)
@@ -257,29 +260,43 @@ static int begin(struct proxy *p, struct session *s)
 	return r < 0 ? -1 : r;
 }
 
+/* Connects the upstream and watches what there is to be watched until it answers. */
+static void begin_and_watch(struct proxy *p, struct session *s)
+{
+	int err = 0, r = begin(p, s);
+
+	if (r < 0)
+		return;
+	if (r == 1 && s->list == LIST_HELD) {
+		hold_grant(p, s);
+		return;
+	}
+	/* Armed after connect(): the first events then tell all that has happened so far. */
+	if (s->fd[CLIENT] >= 0)
+		err = watch(p, s, CLIENT);
+	if (!err)
+		err = watch(p, s, UPSTREAM);
+	if (err)
+		no_resources(p, s, -err);
+	else if (r == 1)
+		table_move(&p->table, s, LIST_RELAY);
+	else if (s->list == LIST_HELD)
+		hold_waiting(p, s);
+}
+
 void session_held(struct proxy *p, const struct tp_record *client, const struct tp_syn *syn)
 {
 	struct session *s;
-	int r, err;
 
 	if (!session_room(p))
 		return;
 	s = table_take(&p->table, LIST_HELD);
 	s->client = *client;
 	s->syn = *syn;
-	s->start_ms = p->now_ms;
 	s->deadline_ms = p->now_ms + HELD_MS;
+	table_begin(s, p->now_ms);
 	table_hash_add(&p->table, s);
-	r = begin(p, s);
-	if (r == 1) {
-		hold_grant(p, s);
-	} else if (r == 0) {
-		err = watch(p, s, UPSTREAM);
-		if (err)
-			no_resources(p, s, -err);
-		else
-			hold_waiting(p, s);
-	}
+	begin_and_watch(p, s);
 }
 
 /* The client of a granted session has been accepted. */
@@ -289,11 +306,10 @@ static void pair(struct proxy *p, struct session *s, int fd)
 
 	hold_forget(p, s);
 	hold_accepted(fd);
-	session_init_directions(s);
 	s->fd[CLIENT] = fd;
 	table_move(&p->table, s, LIST_RELAY);
 	err = watch(p, s, CLIENT);
-	if (!err && !s->upstream_watched)
+	if (!err)
 		err = watch(p, s, UPSTREAM);
 	if (err)
 		no_resources(p, s, -err);
@@ -304,28 +320,16 @@ static void pair(struct proxy *p, struct session *s, int fd)
 static void accepted_unheld(struct proxy *p, const struct tp_record *client, int fd)
 {
 	struct session *s = table_take(&p->table, LIST_CONNECTING);
-	int r, err;
 
 	if (!s) {
-		reset_unknown(fd, "the session table is full; raise max-sessions");
+		reset_unknown(fd, "the session table is full; raise the limit on open files");
 		return;
 	}
 	s->fd[CLIENT] = fd;
 	s->client = *client;
-	s->start_ms = p->now_ms;
 	s->deadline_ms = p->now_ms + (p->settings.connect_timeout ?: UNHELD_CONNECT_MS);
-	session_init_directions(s);
-	r = begin(p, s);
-	if (r < 0)
-		return;
-	/* Armed after connect(): the first events then tell all that has happened so far. */
-	err = watch(p, s, CLIENT);
-	if (!err)
-		err = watch(p, s, UPSTREAM);
-	if (err)
-		no_resources(p, s, -err);
-	else if (r == 1)
-		table_move(&p->table, s, LIST_RELAY);
+	table_begin(s, p->now_ms);
+	begin_and_watch(p, s);
 }
 
 void session_accepted(struct proxy *p, int fd)
@@ -385,6 +389,10 @@ void session_event(struct proxy *p, struct session *s, enum side side, uint32_t 
 		s->early |= !!(events & ~EPOLLOUT);
 		return;
 	}
+	/* Noted before anything takes the error from the socket: a successor would not see it any
+	 * more. */
+	if (events & EPOLLERR)
+		s->broken |= 1 << side;
 	if (events & (EPOLLERR | EPOLLHUP)) {
 		/* After its FIN a socket is not read any more, so ask for the error it may have
 		 * met. */
@@ -400,7 +408,7 @@ void session_event(struct proxy *p, struct session *s, enum side side, uint32_t 
 		relay_urgent(s, side);
 	if (events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP))
 		sides |= 1 << side;
-	if (events & EPOLLOUT && (s->dir[!side].queued || s->urgent & 1 << !side))
+	if (events & EPOLLOUT && (direction_queued(&s->dir[!side]) || s->urgent & 1 << !side))
 		sides |= 1 << !side;
 	if (sides)
 		relay(p, s, sides);
@@ -417,6 +425,92 @@ void session_run_ready(struct proxy *p)
 		relay(p, s, 0);
 		if (s->list == LIST_STARVED)
 			break; /* none for this one, none for the others */
+	}
+}
+
+/* Its upstream's handshake was under way, or had not begun. */
+static void recover_connecting(struct proxy *p, struct session *s, const uint32_t ready[2])
+{
+	int err;
+
+	/* Closed without an error to ask for: connect() was not called yet, or the predecessor has
+	 * taken the error. Another try finds out, and begins with a socket of its own. */
+	if (ready[UPSTREAM] & EPOLLHUP && !(ready[UPSTREAM] & EPOLLERR)) {
+		s->fd[UPSTREAM] = fd_close(s->fd[UPSTREAM]);
+		s->watched &= ~(1 << UPSTREAM);
+		s->client.local = (struct tp_endpoint){0};
+	}
+	if (s->list == LIST_CONNECTING && s->fd[CLIENT] < 0) {
+		session_finish(p, s, END_CLIENT_GAVE_UP, 1);
+		return;
+	}
+	if (s->fd[UPSTREAM] < 0) {
+		s->watched &= ~(1 << UPSTREAM);
+		begin_and_watch(p, s);
+		return;
+	}
+	err = watch(p, s, UPSTREAM);
+	if (!err && s->fd[CLIENT] >= 0)
+		err = watch(p, s, CLIENT);
+	if (err) {
+		no_resources(p, s, -err);
+		return;
+	}
+	if (s->fd[CLIENT] >= 0)
+		session_event(p, s, CLIENT, ready[CLIENT]);
+	session_event(p, s, UPSTREAM, ready[UPSTREAM]);
+	if (s->list == LIST_HELD)
+		hold_waiting(p, s);
+}
+
+static void recover_relay(struct proxy *p, struct session *s, const uint32_t ready[2])
+{
+	int busy = s->list != LIST_RELAY;
+
+	for (enum side side = CLIENT; side <= UPSTREAM; side++) {
+		if (s->fd[side] < 0 || watch(p, s, side)) {
+			no_resources(p, s, EMFILE);
+			return;
+		}
+		/* An end that is closed though no FIN of ours can have been sent to it, with no
+		 * error left to ask for: the predecessor has taken it. */
+		if (ready[side] & EPOLLHUP && !(ready[side] & EPOLLERR) &&
+		    s->dir[!side].source == SOURCE_OPEN)
+			s->broken |= 1 << side;
+		if (s->dir[side].pipe != NO_PIPE || s->dir[side].urgent || s->broken)
+			busy = 1;
+		relay_recover(s, side, &p->pipes);
+	}
+	if (s->list != LIST_RELAY)
+		table_move(&p->table, s, LIST_RELAY);
+	for (enum side side = CLIENT; side <= UPSTREAM; side++)
+		if (s->list != LIST_CLOSING)
+			session_event(p, s, side, ready[side]);
+	if (busy && s->list == LIST_RELAY)
+		relay(p, s, 1 << CLIENT | 1 << UPSTREAM);
+}
+
+void session_recover(struct proxy *p, struct session *s, const uint32_t ready[2])
+{
+	switch (s->list) {
+	case LIST_HELD:
+	case LIST_CONNECTING:
+		recover_connecting(p, s, ready);
+		break;
+	case LIST_GRANTED:
+		s->early |= !!(ready[UPSTREAM] & ~EPOLLOUT);
+		if (s->fd[CLIENT] >= 0)
+			pair(p, s, s->fd[CLIENT]);
+		else
+			hold_grant_again(p, s);
+		break;
+	case LIST_RELAY:
+	case LIST_READY:
+	case LIST_STARVED:
+		recover_relay(p, s, ready);
+		break;
+	default: /* refused ones are told again, and closing ones closed, in the course of things */
+		break;
 	}
 }
 

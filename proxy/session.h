@@ -24,6 +24,12 @@ int session_room(struct proxy *p);
 /* An epoll event on one of the session's sockets. */
 void session_event(struct proxy *p, struct session *s, enum side side, uint32_t events);
 
+/*
+ * Goes on with a session that a predecessor left at whatever instruction. `ready` is what poll()
+ * says of its sockets by side: edges that were reported before are not reported again.
+ */
+void session_recover(struct proxy *p, struct session *s, const uint32_t ready[2]);
+
 /* One more turn for the sessions that were interrupted, and for those that waited for a pipe. */
 void session_run_ready(struct proxy *p);
 

@@ -3,6 +3,7 @@
 #ifndef TPROXY_SETTINGS_H
 #define TPROXY_SETTINGS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "opts.h"
@@ -11,12 +12,14 @@ struct settings {
 	struct opt_common common; /* first: see struct opt_program */
 	uint64_t connect_timeout; /* ms */
 	uint64_t drain_timeout;	  /* ms */
+	uint64_t grace;		  /* ms */
 	uint64_t max_sessions;
 	int hold;	       /* off, on */
 	uint64_t native_retry; /* ms */
 	int log_level; /* index into the choices of --log-level, which are in syslog order from err
 			*/
 	int log_sessions; /* no, yes */
+	bool check;	  /* only say whether we could serve */
 };
 
 #endif

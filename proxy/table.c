@@ -2,25 +2,15 @@
 #include "table.h"
 
 #include <string.h>
-#include <sys/mman.h>
 
-int table_init(struct table *t, uint32_t slots, struct failure *f)
+int table_init(struct table *t, struct session *sessions, uint32_t slots, uint32_t *used,
+	       struct failure *f)
 {
-	size_t size = (size_t)slots * sizeof(struct session);
 	uint32_t buckets = 1;
-	int fd _cleanup_fd_ = memfd_create("tproxyd-sessions", MFD_CLOEXEC);
-	void *p;
 
-	if (fd < 0 || ftruncate(fd, size))
-		return fail(f, -errno, "cannot make a table of %u sessions: %m; lower max-sessions",
-			    slots);
-	p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	if (p == MAP_FAILED)
-		return fail(f, -errno, "cannot map a table of %u sessions: %m; lower max-sessions",
-			    slots);
 	while (buckets < slots)
 		buckets *= 2;
-	*t = (struct table){.memfd = TAKE_FD(fd), .slots = slots, .sessions = p};
+	*t = (struct table){.slots = slots, .used = used, .sessions = sessions};
 	/* Calloced, so untouched buckets cost nothing: entries are slot + 1. */
 	t->buckets = calloc(buckets, sizeof(*t->buckets));
 	t->bucket_mask = buckets - 1;
@@ -33,9 +23,6 @@ int table_init(struct table *t, uint32_t slots, struct failure *f)
 
 void table_free(struct table *t)
 {
-	if (t->sessions)
-		munmap(t->sessions, (size_t)t->slots * sizeof(struct session));
-	t->memfd = fd_close(t->memfd);
 	free(t->buckets);
 	t->buckets = NULL;
 	t->sessions = NULL;
@@ -46,7 +33,8 @@ static void append(struct table *t, struct session *s, enum session_list list)
 	struct list_head *head = &t->lists[list];
 	uint32_t slot = table_slot(t, s);
 
-	s->list = list;
+	/* After all that was written to the slot before: this is what a successor goes by. */
+	__atomic_store_n(&s->list, list, __ATOMIC_RELEASE);
 	s->prev = head->last;
 	s->next = NO_SLOT;
 	if (head->last != NO_SLOT)
@@ -79,16 +67,16 @@ struct session *table_take(struct table *t, enum session_list list)
 
 	if (s)
 		detach(t, s);
-	else if (t->touched < t->slots)
-		s = table_at(t, t->touched++);
+	else if (*t->used < t->slots)
+		s = table_at(t, (*t->used)++);
 	else
 		return NULL;
 	generation = s->generation;
 	*s = (struct session){
 		.generation = generation,
 		.fd = {-1, -1},
+		.dir = {{.pipe = NO_PIPE}, {.pipe = NO_PIPE}},
 	};
-	session_init_directions(s);
 	append(t, s, list);
 	return s;
 }
@@ -112,7 +100,7 @@ struct session *table_find(struct table *t, uint32_t slot, uint32_t generation)
 {
 	struct session *s;
 
-	if (slot >= t->touched)
+	if (slot >= *t->used)
 		return NULL;
 	s = table_at(t, slot);
 	return s->generation == generation && s->list != LIST_FREE ? s : NULL;
@@ -120,7 +108,7 @@ struct session *table_find(struct table *t, uint32_t slot, uint32_t generation)
 
 uint32_t table_used(const struct table *t)
 {
-	return t->touched - t->lists[LIST_FREE].count;
+	return *t->used - t->lists[LIST_FREE].count;
 }
 
 /* Socket cookies count up: a multiplication spreads them. */
@@ -159,4 +147,53 @@ struct session *table_by_cookie(struct table *t, __u64 cookie)
 		if (table_at(t, i - 1)->client.cookie == cookie)
 			return table_at(t, i - 1);
 	return NULL;
+}
+
+static int by_deadline(const void *a, const void *b, void *table)
+{
+	uint64_t x = table_at(table, *(const uint32_t *)a)->deadline_ms;
+	uint64_t y = table_at(table, *(const uint32_t *)b)->deadline_ms;
+
+	return (x > y) - (x < y);
+}
+
+static int is_timed(enum session_list list)
+{
+	return list >= LIST_HELD && list <= LIST_CONNECTING;
+}
+
+int table_rebuild(struct table *t)
+{
+	uint32_t *timed _cleanup_free_ = NULL, count = 0;
+
+	for (uint32_t i = 0; i < *t->used; i++)
+		count += is_timed(table_at(t, i)->list);
+	timed = calloc(count + 1, sizeof(*timed));
+	if (!timed)
+		return -ENOMEM;
+	count = 0;
+	for (uint32_t i = 0; i < *t->used; i++) {
+		struct session *s = table_at(t, i);
+
+		if (s->list != LIST_FREE && (!s->start_ms || s->list >= LIST_COUNT)) {
+			s->generation++;
+			append(t, s, LIST_FREE);
+		} else if (is_timed(s->list)) {
+			timed[count++] = i;
+		} else {
+			append(t, s, s->list);
+		}
+	}
+	qsort_r(timed, count, sizeof(*timed), by_deadline, t);
+	for (uint32_t i = 0; i < count; i++)
+		append(t, table_at(t, timed[i]), table_at(t, timed[i])->list);
+	/* A granted one whose client is there already is no longer looked for. */
+	for (uint32_t i = 0; i < *t->used; i++) {
+		struct session *s = table_at(t, i);
+
+		s->hashed = 0;
+		if (is_timed(s->list) && s->list != LIST_CONNECTING && s->fd[CLIENT] < 0)
+			table_hash_add(t, s);
+	}
+	return 0;
 }

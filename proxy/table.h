@@ -3,8 +3,10 @@
  * The session table: one fixed slot a session, in shared memory (a memfd), with everything that is
  * known of the session in it. No pointers: a successor that maps the table elsewhere can read it.
  *
- * A slot is on exactly one list. A reference to a session is {slot, generation}: the generation
- * changes when the slot is freed, so an event that was queued for a session now gone is recognised.
+ * A slot is on exactly one list, and its field `list` is what counts: the links and list heads
+ * follow from it and are rebuilt by a successor. A reference to a session is {slot, generation}:
+ * the generation changes when the slot is freed, so an event that was queued for a session now gone
+ * is recognised.
  */
 #ifndef TPROXY_TABLE_H
 #define TPROXY_TABLE_H
@@ -41,15 +43,32 @@ enum source_end {
 	SOURCE_RESET, /* the source was reset; passed on once the pipe is empty */
 };
 
-/* One direction: bytes from fd[side] to fd[!side]. */
+/*
+ * One direction: bytes from fd[side] to fd[!side]. What is in the pipe is the difference of two
+ * counts, each of which one store changes: with what the pipe says a successor can tell which one
+ * is late.
+ */
 struct direction {
-	uint64_t bytes;	 /* delivered to the destination socket */
-	uint32_t pipe;	 /* index in the pool, NO_PIPE while nothing is in flight */
-	uint32_t queued; /* bytes in the pipe */
-	uint8_t source;	 /* enum source_end */
-	uint8_t shut;	 /* FIN passed on: nothing more will flow */
-	uint8_t reserved[6];
+	uint64_t taken; /* from the source socket */
+	uint64_t bytes; /* delivered to the destination socket */
+	uint32_t pipe;	/* index in the pool, NO_PIPE while nothing is in flight */
+	uint8_t source; /* enum source_end */
+	uint8_t shut;	/* FIN passed on: nothing more will flow */
+	uint8_t urgent; /* enum urgent_step */
+	uint8_t reserved;
 };
+
+/* How far the passing on of an urgent byte has come. */
+enum urgent_step {
+	URGENT_NONE,
+	URGENT_SENDING, /* it may have been sent, it is still in the source */
+	URGENT_SENT,	/* it may have been taken from the source */
+};
+
+static inline uint64_t direction_queued(const struct direction *d)
+{
+	return d->taken - d->bytes;
+}
 
 enum session_end {
 	END_CLOSED,	  /* both directions ended with FIN */
@@ -69,43 +88,50 @@ struct session {
 	uint8_t list;	     /* enum session_list */
 	uint8_t end;	     /* enum session_end, once closing */
 	uint8_t broken : 2;  /* bit 1 << side: that socket has reported an error */
+	uint8_t urgent : 2;  /* bit 1 << side: that side has sent urgent data */
+	uint8_t watched : 2; /* bit 1 << side: that socket is in the epoll set */
 	uint8_t reset : 1;   /* close both ends with RST */
-	uint8_t hashed : 1;
-	uint8_t early : 1; /* the upstream spoke before the client was accepted */
-	uint8_t upstream_watched : 1;
-	uint8_t by_icmp : 1;  /* the upstream was refused by an ICMP error */
-	uint8_t urgent : 2;   /* bit 1 << side: that side has sent urgent data */
-	uint8_t tries;	      /* how often the client was sent its error */
-	int32_t fd[2];	      /* by enum side; -1 where there is none */
-	int32_t error;	      /* errno of a failed connect */
-	uint32_t hash_next;   /* held ones are found by their client's cookie */
-	uint64_t start_ms;    /* CLOCK_MONOTONIC */
-	uint64_t deadline_ms; /* of its list, 0: none */
-	union {
-		struct direction dir[2]; /* by the side that sends; once relaying */
-		struct tp_syn syn;	 /* while held */
-	};
+	uint8_t early : 1;   /* the upstream spoke before the client was accepted */
+	uint8_t hashed;	     /* found by its client's cookie */
+	uint8_t tries;	     /* how often the client was sent its error */
+	uint8_t by_icmp;     /* the upstream was refused by an ICMP error */
+	uint8_t reserved[2];
+	int32_t fd[2];		 /* by enum side; -1 where there is none */
+	int32_t error;		 /* errno of a failed connect */
+	uint32_t hash_next;	 /* held ones are found by their client's cookie */
+	uint64_t start_ms;	 /* CLOCK_MONOTONIC; 0: not filled in yet, so there is no session */
+	uint64_t deadline_ms;	 /* of its list, 0: none */
+	struct direction dir[2]; /* by the side that sends */
+	struct tp_syn syn;	 /* of a held one */
 	struct tp_record client;
 };
 
-_Static_assert(sizeof(struct session) <= 256, "a session costs at most 256 bytes");
+_Static_assert(sizeof(struct session) <= 320, "a session costs at most 320 bytes");
 
 struct list_head {
 	uint32_t first, last, count;
 };
 
+/* The slots are in shared memory, the rest is one process's view of them. */
 struct table {
-	int memfd;
 	uint32_t slots;
-	uint32_t touched; /* slots below have been used: memory follows the peak, not the limit */
+	uint32_t *used; /* shared: slots below have been used; memory follows the peak, not the
+			   limit */
 	struct list_head lists[LIST_COUNT];
 	struct session *sessions;
 	uint32_t *buckets; /* first slot by hash of the client's cookie */
 	uint32_t bucket_mask;
 };
 
-int table_init(struct table *t, uint32_t slots, struct failure *f);
+/* `sessions` and `used` are zero, or as another process left them: then table_rebuild() comes next.
+ */
+int table_init(struct table *t, struct session *sessions, uint32_t slots, uint32_t *used,
+	       struct failure *f);
 void table_free(struct table *t);
+
+/* Puts every session on the list that its slot names, those with deadlines in the order of these;
+ * frees the slots that were being filled in. 0, or -ENOMEM. */
+int table_rebuild(struct table *t);
 
 static inline struct session *table_at(struct table *t, uint32_t slot)
 {
@@ -134,10 +160,10 @@ void table_hash_add(struct table *t, struct session *s);
 void table_hash_remove(struct table *t, struct session *s);
 struct session *table_by_cookie(struct table *t, __u64 cookie);
 
-/* Makes the union in a session ready for relaying. */
-static inline void session_init_directions(struct session *s)
+/* Everything in the slot is filled in: from here on it is a session. */
+static inline void table_begin(struct session *s, uint64_t now_ms)
 {
-	s->dir[CLIENT] = s->dir[UPSTREAM] = (struct direction){.pipe = NO_PIPE};
+	__atomic_store_n(&s->start_ms, now_ms, __ATOMIC_RELEASE);
 }
 
 /* Sessions that are not free. */

@@ -14,11 +14,15 @@
 
 static int table_setup(void **state)
 {
+	static struct session sessions[SLOTS];
 	static struct table t;
+	static uint32_t used;
 	struct failure f;
 
+	memset(sessions, 0, sizeof(sessions));
+	used = 0;
 	*state = &t;
-	return table_init(&t, SLOTS, &f);
+	return table_init(&t, sessions, SLOTS, &used, &f);
 }
 
 static int table_teardown(void **state)
@@ -51,7 +55,7 @@ static void test_table_clears_what_a_slot_held(void **state)
 	struct session *s = table_take(t, LIST_RELAY);
 
 	s->fd[CLIENT] = 77;
-	s->dir[CLIENT] = (struct direction){.bytes = 5, .pipe = 3, .queued = 9, .shut = 1};
+	s->dir[CLIENT] = (struct direction){.bytes = 5, .pipe = 3, .taken = 14, .shut = 1};
 	s->client.pid = 4711;
 	table_move(t, s, LIST_FREE);
 	s = table_take(t, LIST_RELAY);
@@ -122,14 +126,16 @@ static void test_event_datum(void **state)
 
 static void test_pipes_are_used_again(void **state)
 {
+	uint32_t used = 0, first, second, again;
+	struct pipe entries[2];
 	struct pipes pool;
-	uint32_t first, second, again;
 
 	(void)state;
-	pipes_init(&pool);
+	pipes_init(&pool, entries, ARRAY_SIZE(entries), &used);
 	assert_int_equal(pipes_take(&pool, &first), 0);
 	assert_int_equal(pipes_take(&pool, &second), 0);
 	assert_int_not_equal(first, second);
+	assert_int_equal(pipes_take(&pool, &again), -ENOMEM); /* there are two entries */
 	assert_int_equal(pool.open, 2);
 	pipes_put(&pool, first);
 	assert_int_equal(pool.idle, 1);

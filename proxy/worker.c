@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: BSD-2-Clause
+#include "worker.h"
+
+#include <string.h>
+
+#include "hold.h"
+#include "listener.h"
+#include "log.h"
+#include "loop.h"
+#include "recover.h"
+#include "routes.h"
+#include "session.h"
+
+static int open_hold(struct proxy *p, struct failure *f)
+{
+	int err;
+
+	if (!p->settings.hold) {
+		hold_off(p); /* it may have been on under a predecessor */
+		return 0;
+	}
+	err = hold_open(p, f);
+	return err ? err : routes_open(p, f);
+}
+
+static int first_start(struct proxy *p, struct failure *f)
+{
+	int err = listener_trust(p, f);
+
+	if (!err)
+		err = listener_selftest(p, session_accepted, f);
+	if (!err)
+		log_notice("serving instance %s on port %u%s as pid %u", p->instance.name, p->port,
+			   p->shared->listener[LISTENER_V6] < 0
+				   ? " (IPv4 only: there is no ::1 here)"
+				   : "",
+			   p->tgid);
+	return err;
+}
+
+/* No self-test here: clients would have to wait for it, and sessions are open, so nothing that it
+ * found would be a reason to end. */
+static int resume(struct proxy *p, const struct recovery *r, uint64_t began_ms)
+{
+	recover_sessions(p, r);
+	log_notice("serving on as pid %u; %u sessions go on (%llu ms)", p->tgid,
+		   table_used(&p->table), (unsigned long long)(monotonic_ms() - began_ms));
+	return 0;
+}
+
+int worker_start(struct proxy *p, struct failure *f)
+{
+	struct recovery r _cleanup_(recover_free) = {0};
+	int resumed = p->shared->serving != 0;
+	int err;
+
+	p->now_ms = monotonic_ms();
+	if (p->shared->workers > 1) {
+		err = recover_descriptors(p, &r, f);
+		if (!err)
+			err = recover_lists(p, &r, f);
+		if (err)
+			return err;
+	}
+	err = listener_register(p, f);
+	if (!err)
+		err = loop_init(p, f);
+	if (!err)
+		err = open_hold(p, f);
+	if (!err)
+		err = resumed ? resume(p, &r, p->now_ms) : first_start(p, f);
+	if (err)
+		return err;
+	p->shared->serving = getpid();
+	kill(p->master, SIGNAL_SERVING);
+	return 0;
+}
+
+int worker_serve(struct proxy *p, struct failure *f)
+{
+	return loop_run(p, f);
+}
+
+void worker_clean_up(struct proxy *p)
+{
+	listener_close(p);
+	session_end_all(p);
+	routes_close(p);
+	hold_close(p);
+	pipes_free(&p->pipes);
+	loop_free(p);
+}
