@@ -163,15 +163,16 @@ struct tp_event_gone {
 	__u64 cookie; /* the client's */
 };
 
-#define TP_STRAY_MAX   4096
-#define TP_STRAY_SMALL 256
+#define TP_STRAY_MAX	65515 /* what fits into an IP packet */
+#define TP_STRAY_SMALL	256
+#define TP_STRAY_MEDIUM 4096
 
 struct tp_event_stray {
 	__u32 type;
 	__u32 len;
 	struct tp_endpoint client;
-	__u8 segment[TP_STRAY_MAX]; /* TCP header and data; the checksum may be unfinished. Only the
-				     * first TP_STRAY_SMALL bytes are there if len is no more. */
+	__u8 segment[TP_STRAY_MAX]; /* TCP header and data; the checksum may be unfinished. As
+				     * much is there as the smallest reservation for len has. */
 };
 
 enum tp_policy {

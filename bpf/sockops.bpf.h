@@ -140,7 +140,9 @@ static __always_inline void client_released(struct bpf_sock *sk)
 	if (!rec)
 		return;
 	rec->flags |= TP_RECORD_RELEASED;
-	if (sk->state != BPF_TCP_CLOSE)
+	/* One whose SYN was never sent (TCP_FASTOPEN_CONNECT) is in SYN_SENT, and STATE_CB not on.
+	 */
+	if (sk->state != BPF_TCP_CLOSE && rec->src.family)
 		return;
 	port_free(rec, cookie);
 	record_free(cookie);

@@ -335,10 +335,14 @@ void hold_off(struct proxy *p)
 		bpf_map_delete_elem(p->instance.map[PIN_MAP_rings], &p->shared->slot);
 }
 
-void hold_close(struct proxy *p)
+void hold_withdraw(struct proxy *p)
 {
 	if (p->shared->ring >= 0)
 		bpf_map_delete_elem(p->instance.map[PIN_MAP_rings], &p->shared->slot);
+}
+
+void hold_close(struct proxy *p)
+{
 	if (p->ring)
 		ring_buffer__free(p->ring);
 	p->ring = NULL;

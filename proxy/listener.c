@@ -12,6 +12,7 @@
 #include "congestion.h"
 #include "endpoint.h"
 #include "hold.h"
+#include "routes.h"
 
 #define SELFTEST_TIMEOUT_MS  2000
 #define KEEPALIVE_IDLE_S     60
@@ -210,15 +211,24 @@ void listener_distrust(struct proxy *p)
 					    &p->shared->listener[i]);
 }
 
+int listener_owns_slot(const struct proxy *p)
+{
+	const struct tp_proxy *slots = p->instance.config ? p->instance.config->proxies : NULL;
+	uint32_t slot = p->shared->slot;
+
+	return slots && p->tgid && slot < TP_MAX_PROXIES && slots[slot].tgid == p->tgid &&
+	       slots[slot].netns == p->netns;
+}
+
 void listener_close(struct proxy *p)
 {
-	struct tp_proxy *slots = p->instance.config ? p->instance.config->proxies : NULL;
-
 	for (int i = 0; i < LISTENER_COUNT; i++)
 		p->shared->listener[i] = fd_close(p->shared->listener[i]);
-	for (int i = 0; slots && p->tgid && i < TP_MAX_PROXIES; i++)
-		if (slots[i].tgid == p->tgid && slots[i].netns == p->netns)
-			__atomic_store_n(&slots[i].tgid, 0, __ATOMIC_RELEASE);
+	if (!listener_owns_slot(p))
+		return;
+	hold_withdraw(p);
+	routes_withdraw(p);
+	__atomic_store_n(&p->instance.config->proxies[p->shared->slot].tgid, 0, __ATOMIC_RELEASE);
 }
 
 int listener_record(int fd, struct tp_record *ret_record)

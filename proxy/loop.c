@@ -93,15 +93,15 @@ static void accept_batch(struct proxy *p, int listener)
 	for (int i = 0; i < ACCEPT_BATCH; i++) {
 		int fd;
 
-		if (!session_room(p)) {
+		/* Whom we let in has a place already. */
+		if (!p->table.lists[LIST_GRANTED].count && !session_room(p)) {
 			out_of(p, "max-sessions or the descriptor limit is reached");
 			return;
 		}
 		fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 		if (fd >= 0) {
 			session_accepted(p, fd);
-			/* Whom we let in we know: without more of them there is nobody to ask for.
-			 */
+			/* Without more of those there is nobody to ask for. */
 			if (p->ring && !p->table.lists[LIST_GRANTED].count)
 				return;
 			continue;

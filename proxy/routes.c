@@ -259,13 +259,17 @@ void routes_event(struct proxy *p)
 	republish(p);
 }
 
-void routes_close(struct proxy *p)
+void routes_withdraw(struct proxy *p)
 {
 	struct snapshot none = {0};
 
-	if (!p->netlink)
-		return;
-	publish(p, &none);
-	mnl_socket_close(p->netlink);
+	if (p->netlink)
+		publish(p, &none);
+}
+
+void routes_close(struct proxy *p)
+{
+	if (p->netlink)
+		mnl_socket_close(p->netlink);
 	p->netlink = NULL;
 }

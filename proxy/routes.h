@@ -15,7 +15,10 @@ int routes_open(struct proxy *p, struct failure *f);
 /* Something changed: publishes anew. */
 void routes_event(struct proxy *p);
 
-/* Withdraws what was published. */
+/* Withdraws what was published; for as long as the namespace's slot is ours. */
+void routes_withdraw(struct proxy *p);
+
+/* Ends the subscription. */
 void routes_close(struct proxy *p);
 
 #endif
