@@ -6,6 +6,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -113,6 +114,25 @@ static int mark_set(const struct proxy *p, int fd, enum tp_role role)
 											    : 0;
 }
 
+/*
+ * Where a network namespace has gone with its tproxyd, nobody comes to clear the slot. Whether a
+ * pid is alive can be asked only in the pid namespace that it is a number of.
+ */
+static struct tp_proxy *slot_of_the_dead(const struct proxy *p, struct tp_proxy *slots)
+{
+	if (p->tgid != (uint32_t)getpid())
+		return NULL;
+	for (int i = 0; i < TP_MAX_PROXIES; i++) {
+		__u32 tgid = slots[i].tgid;
+
+		if (kill(tgid, 0) && errno == ESRCH &&
+		    __atomic_compare_exchange_n(&slots[i].tgid, &tgid, UINT32_MAX, 0,
+						__ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+			return &slots[i];
+	}
+	return NULL;
+}
+
 /* The slot that was a predecessor's, with its pid in it still, or a free one. */
 static struct tp_proxy *take_slot(const struct proxy *p)
 {
@@ -133,7 +153,7 @@ static struct tp_proxy *take_slot(const struct proxy *p)
 						__ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
 			return &slots[i];
 	}
-	return NULL;
+	return slot_of_the_dead(p, slots);
 }
 
 int listener_register(struct proxy *p, struct failure *f)
@@ -207,8 +227,7 @@ void listener_distrust(struct proxy *p)
 {
 	for (int i = 0; i < LISTENER_COUNT; i++)
 		if (p->shared->listener[i] >= 0)
-			bpf_map_delete_elem(p->instance.map[PIN_MAP_listeners],
-					    &p->shared->listener[i]);
+			mark_set(p, p->shared->listener[i], TP_ROLE_DRAINING);
 }
 
 int listener_owns_slot(const struct proxy *p)

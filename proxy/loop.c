@@ -195,8 +195,10 @@ static void dispatch(struct proxy *p, const struct epoll_event *ev)
 /* Milliseconds epoll may sleep; -1: until an event. */
 static int sleep_ms(const struct proxy *p)
 {
-	uint64_t next = session_next_deadline(p);
+	uint64_t next = session_next_deadline(p), routes = routes_deadline(p);
 
+	if (routes && (!next || routes < next))
+		next = routes;
 	if (p->resume_ms && (!next || p->resume_ms < next))
 		next = p->resume_ms;
 	if (p->shared->drain_until && (!next || next > p->now_ms + LINGER_MS))
@@ -245,6 +247,7 @@ int loop_run(struct proxy *p, struct failure *f)
 		p->now_ms = monotonic_ms();
 		for (int i = 0; i < n; i++)
 			dispatch(p, &events[i]);
+		routes_settle(p);
 		session_run_ready(p);
 		session_expire(p);
 		session_reap(p);
