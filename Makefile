@@ -6,7 +6,7 @@
 # make check		deps, build, all tests
 # make crashtest	deps, build, KILLS=1000 killed workers and RELOADS=100 reloads under load
 # make bench [QUICK=1]	measure against a direct connection and other proxies
-# make vmtest		the hooks on each kernel from 5.10 on, in qemu
+# make vmtest [VM=5.10]	the hooks on each kernel from 5.10 on, in qemu
 # make suites		test suites of other projects, directly and through the proxy
 # make torture		10,000 random sessions, directly and through the proxy
 # make install		into $(DESTDIR)$(PREFIX)
@@ -22,8 +22,11 @@ MANDIR ?= $(PREFIX)/share/man
 UNITDIR ?= /lib/systemd/system
 SYSCONFDIR ?= /etc
 
-CC      ?= gcc
-CLANG   ?= clang
+# make's own default for CC is cc
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+CLANG ?= clang
 LLVM_STRIP ?= llvm-strip
 # bpftool and other tools of the administrator are not on every user's PATH
 export PATH := $(PATH):/usr/sbin:/sbin
@@ -83,6 +86,10 @@ deps:
 		apt-get update -qq && \
 		apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
 	fi
+
+.PHONY: deps-vm
+deps-vm:
+	$(Q)$(MAKE) --no-print-directory deps DEPS_BUILD='qemu-system-x86 busybox-static kmod lz4 zstd xz-utils' DEPS_TEST=
 
 # Says what is missing, once, instead of failing at the first header.
 $(O)/.deps-ok: Makefile
@@ -168,9 +175,9 @@ bench: deps
 	$(Q)$(MAKE) --no-print-directory all
 	$(Q)O=$(O) tests/bench/run
 
-vmtest: deps
-	$(Q)$(MAKE) --no-print-directory all
-	$(Q)O=$(O) tests/vm/run $(KERNELS)
+vmtest: deps deps-vm
+	$(Q)$(MAKE) --no-print-directory all tests
+	$(Q)O=$(O) tests/vm/run $(VM)
 
 suites: deps
 	$(Q)$(MAKE) --no-print-directory all
@@ -178,7 +185,8 @@ suites: deps
 
 torture: deps
 	$(Q)$(MAKE) --no-print-directory all tests
-	$(Q)O=$(O) TORTURE=10000 tests/run integration/test_conformance
+	$(Q)PYTHONPATH=tests O=$(O) TORTURE=10000 TPTEST_CASE=torture \
+		/usr/bin/python3 tests/integration/test_conformance.py
 
 crashtest: deps
 	$(Q)$(MAKE) --no-print-directory all tests

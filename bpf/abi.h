@@ -86,12 +86,11 @@ struct tp_route_key {
 enum tp_role {
 	TP_ROLE_NONE,
 	TP_ROLE_LISTENER, /* trusted listener: clients may be sent here */
+	TP_ROLE_DRAINING, /* one that takes in only those who are on their way */
 	TP_ROLE_ACCEPTED, /* accepted from one, with the client's record */
 	TP_ROLE_REGISTER, /* throw-away socket: connect() stores the caller's tgid and netns, passes
 			   */
 	TP_ROLE_SELFTEST, /* throw-away socket: connect() is redirected even for a proxy */
-	TP_ROLE_LEAVING,  /* listener to which no more clients are sent; those on their way come in
-			   */
 };
 
 /*
@@ -165,15 +164,16 @@ struct tp_event_gone {
 	__u64 cookie; /* the client's */
 };
 
-#define TP_STRAY_MAX   4096
-#define TP_STRAY_SMALL 256
+#define TP_STRAY_MAX	65515 /* what fits into an IP packet */
+#define TP_STRAY_SMALL	256
+#define TP_STRAY_MEDIUM 4096
 
 struct tp_event_stray {
 	__u32 type;
 	__u32 len;
 	struct tp_endpoint client;
-	__u8 segment[TP_STRAY_MAX]; /* TCP header and data; the checksum may be unfinished. Only the
-				     * first TP_STRAY_SMALL bytes are there if len is no more. */
+	__u8 segment[TP_STRAY_MAX]; /* TCP header and data; the checksum may be unfinished. As
+				     * much is there as the smallest reservation for len has. */
 };
 
 enum tp_policy {

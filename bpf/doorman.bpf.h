@@ -214,6 +214,8 @@ static __always_inline int stray(struct __sk_buff *skb, const struct tp_endpoint
 		return PACKET_PASS;
 	if (skb->len <= TP_STRAY_SMALL) /* the size of a reservation has to be a constant */
 		return stray_deliver(skb, client, ring, TP_STRAY_SMALL);
+	if (skb->len <= TP_STRAY_MEDIUM)
+		return stray_deliver(skb, client, ring, TP_STRAY_MEDIUM);
 	return stray_deliver(skb, client, ring, TP_STRAY_MAX);
 }
 

@@ -140,7 +140,9 @@ static __always_inline void client_released(struct bpf_sock *sk)
 	if (!rec)
 		return;
 	rec->flags |= TP_RECORD_RELEASED;
-	if (sk->state != BPF_TCP_CLOSE)
+	/* One whose SYN was never sent (TCP_FASTOPEN_CONNECT) is in SYN_SENT, and STATE_CB not on.
+	 */
+	if (sk->state != BPF_TCP_CLOSE && rec->src.family)
 		return;
 	port_free(rec, cookie);
 	record_free(cookie);
@@ -159,7 +161,7 @@ static __always_inline void proxy_accepted(struct bpf_sock_ops *ctx)
 	if (!sk)
 		return;
 	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
-	if (!mark || (mark->role != TP_ROLE_LISTENER && mark->role != TP_ROLE_LEAVING))
+	if (!mark || (mark->role != TP_ROLE_LISTENER && mark->role != TP_ROLE_DRAINING))
 		return;
 	if (ctx->family == AF_INET) {
 		ip_set_v4(peer.ip, ctx->remote_ip4);

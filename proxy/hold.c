@@ -30,9 +30,12 @@
 #include "packet.h"
 #include "session.h"
 
-#define RESEND_MS  2	 /* between two tries to deliver an error */
-#define RESEND_MAX 10	 /* tries; the client's next SYN brings more */
-#define GRANTED_MS 10000 /* a granted client that is not accepted by then has gone unnoticed */
+#define RESEND_MS	2  /* between two tries to deliver an error */
+#define RESEND_MAX	10 /* tries; the client's next SYN brings more */
+#define ECHO_MS		500
+#define SELFTEST_GRANTS 8     /* one a family, and some for lost ones */
+#define EVENT_BATCH	512   /* before others get a turn */
+#define GRANTED_MS	10000 /* a granted client that is not accepted by then has gone unnoticed */
 
 static struct packet_flow flow_of(const struct proxy *p, const struct tp_endpoint *client)
 {
@@ -183,7 +186,8 @@ static void on_syn(struct proxy *p, const struct tp_event_syn *event)
 	struct session *s = hold_find(p, event->client.cookie);
 
 	if (event->client.pid == p->tgid) { /* the self-test: nothing else of ours is redirected */
-		send_syn(p, &event->client, &event->syn);
+		if (p->selftest_grants++ < SELFTEST_GRANTS)
+			send_syn(p, &event->client, &event->syn);
 		return;
 	}
 	/* The same socket at another attempt: the event of its giving up was lost. */
@@ -195,7 +199,9 @@ static void on_syn(struct proxy *p, const struct tp_event_syn *event)
 		session_held(p, &event->client, &event->syn);
 		return;
 	}
-	if (s->list == LIST_GRANTED)
+	/* A client's timer takes a second. What comes sooner is our own SYN, without its mark:
+	 * something on this host takes marks off, and answering would go on for ever. */
+	if (s->list == LIST_GRANTED && p->now_ms + GRANTED_MS >= s->deadline_ms + ECHO_MS)
 		send_grant(p, s);
 	else if (s->list == LIST_REFUSED)
 		send_error(p, s);
@@ -240,11 +246,12 @@ static int on_event(void *ctx, void *data, size_t size)
 		on_stray(p, &event.stray, size);
 		break;
 	}
-	return 0;
+	return ++p->ring_events < EVENT_BATCH ? 0 : -EAGAIN; /* negative: consumes no further */
 }
 
 void hold_events(struct proxy *p)
 {
+	p->ring_events = 0;
 	if (p->ring)
 		ring_buffer__consume(p->ring);
 }
@@ -337,10 +344,14 @@ void hold_off(struct proxy *p)
 	p->shared->ring = fd_close(p->shared->ring);
 }
 
-void hold_close(struct proxy *p)
+void hold_withdraw(struct proxy *p)
 {
 	if (p->shared->ring >= 0)
 		bpf_map_delete_elem(p->instance.map[PIN_MAP_rings], &p->shared->slot);
+}
+
+void hold_close(struct proxy *p)
+{
 	if (p->ring)
 		ring_buffer__free(p->ring);
 	p->ring = NULL;

@@ -11,6 +11,11 @@
 /* Opens the raw sockets and the ring where a predecessor has not, and puts the doorman on the
  * listeners. */
 int hold_open(struct proxy *p, struct failure *f);
+
+/* Takes the ring out of map_rings, where it is entered by slot. */
+void hold_withdraw(struct proxy *p);
+
+/* Closes what hold_open() opened. */
 void hold_close(struct proxy *p);
 
 /* Reads what the doorman has delivered. */

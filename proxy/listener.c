@@ -6,12 +6,14 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
 
 #include "congestion.h"
 #include "endpoint.h"
 #include "hold.h"
+#include "routes.h"
 
 #define SELFTEST_TIMEOUT_MS  2000
 #define KEEPALIVE_IDLE_S     60
@@ -112,6 +114,25 @@ static int mark_set(const struct proxy *p, int fd, enum tp_role role)
 											    : 0;
 }
 
+/*
+ * Where a network namespace has gone with its tproxyd, nobody comes to clear the slot. Whether a
+ * pid is alive can be asked only in the pid namespace that it is a number of.
+ */
+static struct tp_proxy *slot_of_the_dead(const struct proxy *p, struct tp_proxy *slots)
+{
+	if (p->tgid != (uint32_t)getpid())
+		return NULL;
+	for (int i = 0; i < TP_MAX_PROXIES; i++) {
+		__u32 tgid = slots[i].tgid;
+
+		if (kill(tgid, 0) && errno == ESRCH &&
+		    __atomic_compare_exchange_n(&slots[i].tgid, &tgid, UINT32_MAX, 0,
+						__ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+			return &slots[i];
+	}
+	return NULL;
+}
+
 /* The slot that was a predecessor's, with its pid in it still, or a free one. */
 static struct tp_proxy *take_slot(const struct proxy *p)
 {
@@ -132,7 +153,7 @@ static struct tp_proxy *take_slot(const struct proxy *p)
 						__ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
 			return &slots[i];
 	}
-	return NULL;
+	return slot_of_the_dead(p, slots);
 }
 
 int listener_register(struct proxy *p, struct failure *f)
@@ -206,18 +227,27 @@ void listener_distrust(struct proxy *p)
 {
 	for (int i = 0; i < LISTENER_COUNT; i++)
 		if (p->shared->listener[i] >= 0)
-			mark_set(p, p->shared->listener[i], TP_ROLE_LEAVING);
+			mark_set(p, p->shared->listener[i], TP_ROLE_DRAINING);
+}
+
+int listener_owns_slot(const struct proxy *p)
+{
+	const struct tp_proxy *slots = p->instance.config ? p->instance.config->proxies : NULL;
+	uint32_t slot = p->shared->slot;
+
+	return slots && p->tgid && slot < TP_MAX_PROXIES && slots[slot].tgid == p->tgid &&
+	       slots[slot].netns == p->netns;
 }
 
 void listener_close(struct proxy *p)
 {
-	struct tp_proxy *slots = p->instance.config ? p->instance.config->proxies : NULL;
-
 	for (int i = 0; i < LISTENER_COUNT; i++)
 		p->shared->listener[i] = fd_close(p->shared->listener[i]);
-	for (int i = 0; slots && p->tgid && i < TP_MAX_PROXIES; i++)
-		if (slots[i].tgid == p->tgid && slots[i].netns == p->netns)
-			__atomic_store_n(&slots[i].tgid, 0, __ATOMIC_RELEASE);
+	if (!listener_owns_slot(p))
+		return;
+	hold_withdraw(p);
+	routes_withdraw(p);
+	__atomic_store_n(&p->instance.config->proxies[p->shared->slot].tgid, 0, __ATOMIC_RELEASE);
 }
 
 int listener_record(int fd, struct tp_record *ret_record)

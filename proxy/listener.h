@@ -24,7 +24,10 @@ int listener_trust(struct proxy *p, struct failure *f);
 int listener_selftest(struct proxy *p, void (*accepted)(struct proxy *p, int fd),
 		      struct failure *f);
 
-/* Changes the marks: no further client is sent here, queued ones can still be accepted. */
+/* Whether the slot in map_config is still this proxy's; a successor may have taken it over. */
+int listener_owns_slot(const struct proxy *p);
+
+/* No further client is sent here; those on their way can still come in. */
 void listener_distrust(struct proxy *p);
 
 /* Closes the listeners and frees the slot in map_config. */

@@ -93,15 +93,15 @@ static void accept_batch(struct proxy *p, int listener)
 	for (int i = 0; i < ACCEPT_BATCH; i++) {
 		int fd;
 
-		if (!session_room(p)) {
+		/* Whom we let in has a place already. */
+		if (!p->table.lists[LIST_GRANTED].count && !session_room(p)) {
 			out_of(p, "max-sessions or the descriptor limit is reached");
 			return;
 		}
 		fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 		if (fd >= 0) {
 			session_accepted(p, fd);
-			/* Whom we let in we know: without more of them there is nobody to ask for.
-			 */
+			/* Without more of those there is nobody to ask for. */
 			if (p->ring && !p->table.lists[LIST_GRANTED].count)
 				return;
 			continue;
@@ -195,8 +195,10 @@ static void dispatch(struct proxy *p, const struct epoll_event *ev)
 /* Milliseconds epoll may sleep; -1: until an event. */
 static int sleep_ms(const struct proxy *p)
 {
-	uint64_t next = session_next_deadline(p);
+	uint64_t next = session_next_deadline(p), routes = routes_deadline(p);
 
+	if (routes && (!next || routes < next))
+		next = routes;
 	if (p->resume_ms && (!next || p->resume_ms < next))
 		next = p->resume_ms;
 	if (p->shared->drain_until && (!next || next > p->now_ms + LINGER_MS))
@@ -245,6 +247,7 @@ int loop_run(struct proxy *p, struct failure *f)
 		p->now_ms = monotonic_ms();
 		for (int i = 0; i < n; i++)
 			dispatch(p, &events[i]);
+		routes_settle(p);
 		session_run_ready(p);
 		session_expire(p);
 		session_reap(p);

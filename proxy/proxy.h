@@ -24,9 +24,13 @@ struct proxy {
 	struct shared *shared; /* what a successor goes on from */
 	struct table table;
 	struct pipes pipes;
-	int signals;		    /* signalfd */
-	struct ring_buffer *ring;   /* what the doorman delivers; NULL: hold is off */
-	struct mnl_socket *netlink; /* tells of changed routes; NULL: hold is off */
+	int signals;		      /* signalfd */
+	struct ring_buffer *ring;     /* what the doorman delivers; NULL: hold is off */
+	unsigned int ring_events;     /* read in this turn */
+	unsigned int selftest_grants; /* given to ourselves */
+	uint64_t routes_ms;	      /* when they were published last */
+	int routes_due;		      /* they have changed since */
+	struct mnl_socket *netlink;   /* tells of changed routes; NULL: hold is off */
 	uint16_t port;
 	uint32_t tgid; /* as the kernel sees it; what is registered */
 	__u64 netns;

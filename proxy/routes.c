@@ -21,8 +21,9 @@
 
 #include "event.h"
 
-#define ROUTES_MAX  4096 /* with more than that a host is a router, and has a default route */
-#define MAPPED_BITS 96	 /* before an IPv4 address */
+#define ROUTES_MAX  512 /* with more than that a host is a router, and has a default route */
+#define SETTLE_MS   100 /* routes that flap are not followed more often */
+#define MAPPED_BITS 96	/* before an IPv4 address */
 #define NETNS_BITS  64
 
 struct route {
@@ -256,16 +257,35 @@ void routes_event(struct proxy *p)
 	/* What changed does not matter, nor that messages may have been lost (ENOBUFS). */
 	while (mnl_socket_recvfrom(p->netlink, buf, sizeof(buf)) > 0 || errno == ENOBUFS)
 		;
+	p->routes_due = 1;
+	routes_settle(p);
+}
+
+void routes_settle(struct proxy *p)
+{
+	if (!p->routes_due || p->now_ms < p->routes_ms + SETTLE_MS)
+		return;
+	p->routes_due = 0;
+	p->routes_ms = p->now_ms;
 	republish(p);
+}
+
+uint64_t routes_deadline(const struct proxy *p)
+{
+	return p->routes_due ? p->routes_ms + SETTLE_MS : 0;
+}
+
+void routes_withdraw(struct proxy *p)
+{
+	struct snapshot none = {0};
+
+	if (p->netlink)
+		publish(p, &none);
 }
 
 void routes_close(struct proxy *p)
 {
-	struct snapshot none = {0};
-
-	if (!p->netlink)
-		return;
-	publish(p, &none);
-	mnl_socket_close(p->netlink);
+	if (p->netlink)
+		mnl_socket_close(p->netlink);
 	p->netlink = NULL;
 }

@@ -12,10 +12,17 @@
 /* Subscribes to changes and publishes the present state. */
 int routes_open(struct proxy *p, struct failure *f);
 
-/* Something changed: publishes anew. */
+/* Something changed: publishes anew, at once or when that is due. */
 void routes_event(struct proxy *p);
 
-/* Withdraws what was published. */
+/* Publishes if it is due; and when it will be (CLOCK_MONOTONIC in ms, 0: nothing is). */
+void routes_settle(struct proxy *p);
+uint64_t routes_deadline(const struct proxy *p);
+
+/* Withdraws what was published; for as long as the namespace's slot is ours. */
+void routes_withdraw(struct proxy *p);
+
+/* Ends the subscription. */
 void routes_close(struct proxy *p);
 
 #endif

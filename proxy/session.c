@@ -54,8 +54,16 @@ static void leave_alone(const struct proxy *p, const struct tp_record *client)
 	bpf_map_update_elem(p->instance.map[PIN_MAP_failed], &key, &until, BPF_ANY);
 }
 
+static void begin_and_watch(struct proxy *p, struct session *s);
+
 static void connect_failed(struct proxy *p, struct session *s, int err)
 {
+	/* A server that stays silent is asked for as long as the client wants to know. */
+	if (s->list == LIST_HELD && err == ETIMEDOUT) {
+		s->fd[UPSTREAM] = fd_close(s->fd[UPSTREAM]);
+		begin_and_watch(p, s);
+		return;
+	}
 	if (s->list == LIST_HELD) {
 		hold_refuse(p, s, err);
 		return;
@@ -98,7 +106,9 @@ static int is_loopback(const struct tp_endpoint *ep)
 
 static int is_ourselves(const struct proxy *p, const struct tp_endpoint *dst)
 {
-	return dst->port == p->port && is_loopback(dst);
+	struct tp_endpoint self = listener_address(p, dst->family);
+
+	return !memcmp(dst, &self, sizeof(self));
 }
 
 /*

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * What outlives a worker: descriptors, and this memory that says what each is for. A worker may
- *stop at any instruction; its successor, with the same descriptor table, reads this and goes on.
- *Whatever is not here (list heads, free lists, the hash) is rebuilt from what is.
+ * stop at any instruction; its successor, with the same descriptor table, reads this and goes on.
+ * Whatever is not here (list heads, free lists, the hash) is rebuilt from what is.
  *
  * Rules for everybody who writes here, on which recover.c relies:
  *	- a descriptor is entered as soon as it is made; one that is not entered is found all the
- *same: a client that had been accepted is adopted, anything else is closed;
+ *	  same: a client that had been accepted is adopted, anything else is closed;
  *	- it is closed first and taken out then; the successor looks which numbers are still open
- *before it opens anything itself;
+ *	  before it opens anything itself;
  *	- what makes an entry count (a session's list, its start) is written last.
  */
 #ifndef TPROXY_SHARED_H

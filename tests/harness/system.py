@@ -172,12 +172,26 @@ def cgroup_join(path):
     (path / "cgroup.procs").write_text("0")
 
 
+def cgroup_kill(path):
+    """Kills what is in a cgroup and below it; before Linux 5.14 all that is seen to be there."""
+    if (path / "cgroup.kill").exists():
+        (path / "cgroup.kill").write_text("1")
+        return
+    for listed in path.rglob("cgroup.procs"):
+        for pid in listed.read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
+
+
 def cgroup_remove(path):
     """Kills what is in a cgroup and below it, then removes it all."""
     if not path.exists():
         return
-    (path / "cgroup.kill").write_text("1")
-    wait_for(lambda: "populated 0" in (path / "cgroup.events").read_text(),
-             f"the processes of {path} to end")
+
+    def emptied():
+        cgroup_kill(path)
+        return "populated 0" in (path / "cgroup.events").read_text()
+
+    wait_for(emptied, f"the processes of {path} to end")
     for directory, _, _ in os.walk(path, topdown=False):
         os.rmdir(directory)
