@@ -86,11 +86,12 @@ struct tp_route_key {
 enum tp_role {
 	TP_ROLE_NONE,
 	TP_ROLE_LISTENER, /* trusted listener: clients may be sent here */
-	TP_ROLE_DRAINING, /* one that takes in only those who are on their way */
 	TP_ROLE_ACCEPTED, /* accepted from one, with the client's record */
 	TP_ROLE_REGISTER, /* throw-away socket: connect() stores the caller's tgid and netns, passes
 			   */
 	TP_ROLE_SELFTEST, /* throw-away socket: connect() is redirected even for a proxy */
+	TP_ROLE_LEAVING,  /* listener to which no more clients are sent; those on their way come in
+			   */
 };
 
 /*

@@ -161,7 +161,7 @@ static __always_inline void proxy_accepted(struct bpf_sock_ops *ctx)
 	if (!sk)
 		return;
 	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
-	if (!mark || (mark->role != TP_ROLE_LISTENER && mark->role != TP_ROLE_DRAINING))
+	if (!mark || (mark->role != TP_ROLE_LISTENER && mark->role != TP_ROLE_LEAVING))
 		return;
 	if (ctx->family == AF_INET) {
 		ip_set_v4(peer.ip, ctx->remote_ip4);

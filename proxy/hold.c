@@ -338,8 +338,10 @@ int hold_open(struct proxy *p, struct failure *f)
 
 void hold_off(struct proxy *p)
 {
-	if (p->shared->ring >= 0)
-		bpf_map_delete_elem(p->instance.map[PIN_MAP_rings], &p->shared->slot);
+	if (p->shared->ring < 0)
+		return;
+	bpf_map_delete_elem(p->instance.map[PIN_MAP_rings], &p->shared->slot);
+	p->shared->ring = fd_close(p->shared->ring);
 }
 
 void hold_withdraw(struct proxy *p)

@@ -108,7 +108,7 @@ struct tp_endpoint listener_address(const struct proxy *p, int family)
 
 static int mark_set(const struct proxy *p, int fd, enum tp_role role)
 {
-	struct tp_mark mark = {.role = role, .slot = p->shared->slot, .netns = p->netns};
+	struct tp_mark mark = {.role = role, .slot = p->shared->slot, .netns = p->shared->netns};
 
 	return bpf_map_update_elem(p->instance.map[PIN_MAP_listeners], &fd, &mark, BPF_ANY) ? -errno
 											    : 0;
@@ -193,7 +193,7 @@ int listener_register(struct proxy *p, struct failure *f)
 			"of them (tproxy status --name %s), or add its own: tproxy-load --cgroup",
 			p->instance.name, p->instance.name);
 	p->tgid = mark.tgid;
-	p->netns = mark.netns;
+	p->netns = p->shared->netns = mark.netns;
 
 	slot = take_slot(p);
 	if (!slot)
@@ -227,7 +227,7 @@ void listener_distrust(struct proxy *p)
 {
 	for (int i = 0; i < LISTENER_COUNT; i++)
 		if (p->shared->listener[i] >= 0)
-			mark_set(p, p->shared->listener[i], TP_ROLE_DRAINING);
+			mark_set(p, p->shared->listener[i], TP_ROLE_LEAVING);
 }
 
 int listener_owns_slot(const struct proxy *p)

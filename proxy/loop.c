@@ -55,9 +55,9 @@ int loop_init(struct proxy *p, struct failure *f)
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGNAL_ORPHANED);
 	sigprocmask(SIG_BLOCK, &set, NULL);
-	prctl(PR_SET_PDEATHSIG, SIGNAL_ORPHANED);
-	if (getppid() != p->master)
-		p->orphaned = 1; /* it died before we could ask to be told */
+	prctl(PR_SET_PDEATHSIG, p->no_heir ? SIGKILL : SIGNAL_ORPHANED);
+	if (getppid() != p->master) /* it died before we could ask to be told */
+		kill(getpid(), p->no_heir ? SIGKILL : SIGNAL_ORPHANED);
 	if (sh->epoll < 0)
 		sh->epoll = epoll_create1(EPOLL_CLOEXEC);
 	p->signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);

@@ -311,6 +311,7 @@ static void stop(struct master *m, int signo)
 {
 	m->p->shared->stop_signal = signo;
 	m->p->shared->stops++;
+	listener_distrust(m->p); /* before anybody is told */
 	tell(m, "STOPPING=1");
 	if (m->worker)
 		kill(m->worker, signo);
@@ -358,6 +359,9 @@ int master_run(struct proxy *p, char **argv)
 	int signo;
 
 	p->fresh = 1;
+	/* Who is to die with his own parent leaves nothing behind. */
+	if (!prctl(PR_GET_PDEATHSIG, &signo))
+		p->no_heir = signo != 0;
 	wanted_signals(&set);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);

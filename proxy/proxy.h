@@ -39,6 +39,7 @@ struct proxy {
 	uint64_t resume_ms; /* when to accept again; 0: accepting */
 	pid_t master;	    /* of a worker: who started it */
 	int orphaned;	    /* of a worker: that one has died */
+	int no_heir;	    /* the worker dies with its master */
 	int fresh;	    /* no worker of this binary has come to serve yet */
 };
 

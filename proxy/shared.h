@@ -42,6 +42,7 @@ struct shared {
 	uint32_t stop_signal; /* the last time by which */
 	uint16_t port;	      /* of the listeners, host order */
 	uint16_t paces;	      /* the namespace's congestion control is none for loopback */
+	uint64_t netns;	      /* cookie of the listeners' network namespace */
 	uint64_t drain_until; /* CLOCK_MONOTONIC in ms; 0: not draining */
 };
 

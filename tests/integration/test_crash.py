@@ -17,7 +17,7 @@ import struct
 import threading
 import time
 
-from harness import (Failed, Sandbox, Server, TPROXYD, case, echo, free_port, line, banner, main, redirected,
+from harness import (Failed, Sandbox, Server, TPROXYD, case, case_for, echo, free_port, line, banner, main, redirected,
                      tmpdir, wait_for)
 
 KILLS = int(os.environ.get("KILLS", "40"))
@@ -53,6 +53,14 @@ def kill_worker(box):
         os.kill(found[0], signal.SIGKILL)
         return True
     return False
+
+
+def has_ended(pid):
+    """A process that is not our child may stay a zombie for as long as we run."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def times_served(box):
@@ -286,6 +294,26 @@ def a_reload_brings_new_settings_or_none():
 
 
 @case
+def hold_can_be_switched_by_a_reload():
+    with Sandbox(proxy=None) as box, Server(HERE, echo) as server, tmpdir() as scratch:
+        config = scratch / "tproxy.conf"
+        config.write_text("[proxy]\nhold = on\n")
+        box.proxy = box.start_proxy("--config", config)
+        with box.connect(server.address) as old:
+            for number, hold in enumerate(("off", "on", "off")):
+                config.write_text(f"[proxy]\nhold = {hold}\n")
+                before = worker(box)
+                box.proxy.process.send_signal(signal.SIGHUP)
+                wait_for(lambda: times_served(box) == number + 1 and worker(box) != before, "a reload")
+                held = box.counters()["held"]
+                with box.connect(server.address) as client:
+                    assert redirected(client)
+                assert box.counters()["held"] - held == (hold == "on")
+                old.sendall(b"x")
+                assert old.recv(1) == b"x"
+
+
+@case
 def a_binary_that_keeps_sessions_otherwise_is_refused():
     with Sandbox(proxy=None) as box:
         checked = box.run([TPROXYD, "--name", box.name, "--check"], check=False,
@@ -294,8 +322,8 @@ def a_binary_that_keeps_sessions_otherwise_is_refused():
         box.run([TPROXYD, "--name", box.name, "--check"])
 
 
-@case
-def a_held_client_waits_on_through_killed_workers():
+@case_for({"workers are killed": (True,), "it is told to stop": (False,)})
+def a_held_client_waits_on_while(killed):
     """Its server takes no handshake at first: a listener whose queue is full."""
     with Sandbox() as box, socket.socket() as full:
         full.bind((HERE, 0))
@@ -304,9 +332,12 @@ def a_held_client_waits_on_through_killed_workers():
             client.setblocking(False)
             assert client.connect_ex(full.getsockname()) != 0
             wait_for(lambda: box.counters()["held"] >= 1, "the handshake to be held")
-            for number in range(3):
+            for number in range(3 if killed else 0):
                 kill_worker(box)
                 wait_for(lambda: times_served(box) == number + 1, "the next worker")
+            if not killed:
+                box.proxy.process.send_signal(signal.SIGTERM)
+                box.proxy.wait_log("no new connections")
             full.accept()[0].close()
             server, _ = full.accept()
             wait_for(lambda: select.select([], [client], [], 0)[1], "connect() to end")
@@ -386,8 +417,21 @@ def a_worker_takes_the_place_of_its_master():
             assert redirected(another)
         os.kill(heir, signal.SIGTERM)
         os.kill(heir, signal.SIGINT)
-        wait_for(lambda: not os.path.exists(f"/proc/{heir}") or registered(box) == [], "its end")
+        wait_for(lambda: has_ended(heir), "its end")
+        assert registered(box) == []
         box._proxies.remove(box.proxy)  # its exit code is that of SIGKILL
+
+
+@case
+def a_master_that_dies_with_its_parent_leaves_no_worker():
+    with Sandbox(proxy=None) as box:
+        box.proxy = box.start_proxy(prefix=["setpriv", "--pdeathsig", "KILL"])
+        left = worker(box)
+        os.kill(box.proxy.pid, signal.SIGKILL)
+        box.proxy.wait_exit()
+        wait_for(lambda: has_ended(left), "the worker to die too")
+        assert "takes its place" not in box.proxy.log()
+        box._proxies.remove(box.proxy)
 
 
 @case
