@@ -56,8 +56,9 @@ struct tp_record {
 #define TP_RECORD_BOUND_PORT 2 /* and src.port */
 #define TP_RECORD_REUSE_LENT \
 	4 /* the hook has set SO_REUSEADDR on the client, for the upstream's bind() */
-#define TP_RECORD_CLOSED   8  /* the client's connection has ended, its descriptor is still open */
-#define TP_RECORD_RELEASED 16 /* the descriptor has gone, the connection is still ending */
+#define TP_RECORD_CLOSED       8 /* the client's connection has ended, its descriptor is still open */
+#define TP_RECORD_RELEASED     16 /* the descriptor has gone, the connection is still ending */
+#define TP_RECORD_TIMEOUT_LENT 32 /* sockops has set TCP_USER_TIMEOUT on the client */
 
 /*
  * Key of map_ports, where the address is the client's and the value its socket cookie (__u64), and
