@@ -56,8 +56,9 @@ struct tp_record {
 #define TP_RECORD_BOUND_PORT 2 /* and src.port */
 #define TP_RECORD_REUSE_LENT \
 	4 /* the hook has set SO_REUSEADDR on the client, for the upstream's bind() */
-#define TP_RECORD_CLOSED   8  /* the client's connection has ended, its descriptor is still open */
-#define TP_RECORD_RELEASED 16 /* the descriptor has gone, the connection is still ending */
+#define TP_RECORD_CLOSED       8 /* the client's connection has ended, its descriptor is still open */
+#define TP_RECORD_RELEASED     16 /* the descriptor has gone, the connection is still ending */
+#define TP_RECORD_TIMEOUT_LENT 32 /* sockops has set TCP_USER_TIMEOUT on the client */
 
 /*
  * Key of map_ports, where the address is the client's and the value its socket cookie (__u64), and
@@ -86,11 +87,12 @@ struct tp_route_key {
 enum tp_role {
 	TP_ROLE_NONE,
 	TP_ROLE_LISTENER, /* trusted listener: clients may be sent here */
-	TP_ROLE_DRAINING, /* one that takes in only those who are on their way */
 	TP_ROLE_ACCEPTED, /* accepted from one, with the client's record */
 	TP_ROLE_REGISTER, /* throw-away socket: connect() stores the caller's tgid and netns, passes
 			   */
 	TP_ROLE_SELFTEST, /* throw-away socket: connect() is redirected even for a proxy */
+	TP_ROLE_LEAVING,  /* listener to which no more clients are sent; those on their way come in
+			   */
 };
 
 /*

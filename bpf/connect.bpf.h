@@ -26,8 +26,9 @@ static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const st
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 
 	for (int i = 0; i < TP_MAX_PROXIES; i++)
-		if (cfg->proxies[i].tgid == tgid)
-			return cfg->proxies[i].netns == bpf_get_netns_cookie(ctx);
+		if (cfg->proxies[i].tgid == tgid &&
+		    cfg->proxies[i].netns == bpf_get_netns_cookie(ctx))
+			return 1;
 	return 0;
 }
 

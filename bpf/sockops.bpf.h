@@ -33,8 +33,7 @@ static __always_inline void record_free(__u64 cookie)
  * ETIMEDOUT of its own; it is taken back when the handshake has succeeded. A client that has set
  * one keeps its own.
  */
-static __always_inline void connect_timeout_set(struct bpf_sock_ops *ctx,
-						const struct tp_record *rec)
+static __always_inline void connect_timeout_set(struct bpf_sock_ops *ctx, struct tp_record *rec)
 {
 	struct tp_config *cfg = config_get();
 	__u32 slot = rec->slot;
@@ -45,21 +44,18 @@ static __always_inline void connect_timeout_set(struct bpf_sock_ops *ctx,
 	    timeout)
 		return;
 	timeout = cfg->proxies[slot].connect_timeout;
-	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout));
+	if (!bpf_setsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout)))
+		rec->flags |= TP_RECORD_TIMEOUT_LENT;
 }
 
-static __always_inline void connect_timeout_clear(struct bpf_sock_ops *ctx,
-						  const struct tp_record *rec)
+static __always_inline void connect_timeout_take_back(struct bpf_sock_ops *ctx,
+						      struct tp_record *rec)
 {
-	struct tp_config *cfg = config_get();
-	int timeout = 0, none = 0;
-	__u32 slot = rec->slot;
+	int none = 0;
 
-	if (!cfg || slot >= TP_MAX_PROXIES || !cfg->proxies[slot].connect_timeout ||
-	    bpf_getsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout)) ||
-	    timeout != (int)cfg->proxies[slot].connect_timeout)
-		return;
-	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &none, sizeof(none));
+	if (rec->flags & TP_RECORD_TIMEOUT_LENT)
+		bpf_setsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &none, sizeof(none));
+	rec->flags &= ~TP_RECORD_TIMEOUT_LENT;
 }
 
 static __always_inline void reuseaddr_take_back(struct bpf_sock_ops *ctx,
@@ -79,7 +75,7 @@ static __always_inline void client_connected(struct bpf_sock_ops *ctx)
 
 	if (!rec)
 		return;
-	connect_timeout_clear(ctx, rec);
+	connect_timeout_take_back(ctx, rec);
 	reuseaddr_take_back(ctx, rec);
 }
 
@@ -123,6 +119,7 @@ static __always_inline void client_closed(struct bpf_sock_ops *ctx)
 		return;
 	if (ctx->args[0] == BPF_TCP_SYN_SENT) {
 		hold_gone(rec, cookie);
+		connect_timeout_take_back(ctx, rec);
 		reuseaddr_take_back(ctx, rec);
 	}
 	port_free(rec, cookie);
@@ -161,7 +158,7 @@ static __always_inline void proxy_accepted(struct bpf_sock_ops *ctx)
 	if (!sk)
 		return;
 	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
-	if (!mark || (mark->role != TP_ROLE_LISTENER && mark->role != TP_ROLE_DRAINING))
+	if (!mark || (mark->role != TP_ROLE_LISTENER && mark->role != TP_ROLE_LEAVING))
 		return;
 	if (ctx->family == AF_INET) {
 		ip_set_v4(peer.ip, ctx->remote_ip4);

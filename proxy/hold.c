@@ -152,6 +152,14 @@ void hold_refuse(struct proxy *p, struct session *s, int error)
 	send_error(p, s);
 }
 
+void hold_dismiss(struct proxy *p, struct session *s)
+{
+	if (s->list != LIST_HELD && s->list != LIST_GRANTED)
+		return;
+	s->error = ECONNREFUSED;
+	send_error(p, s);
+}
+
 void hold_expired(struct proxy *p, struct session *s)
 {
 	switch (s->list) {

@@ -36,6 +36,12 @@ void hold_off(struct proxy *p);
 /* The upstream failed with `error`: makes the client's connect() fail with it. */
 void hold_refuse(struct proxy *p, struct session *s, int error);
 
+/*
+ * Refuses a client that is still held, if this one is: what it would otherwise send its next SYN to
+ * is whoever has the port by then.
+ */
+void hold_dismiss(struct proxy *p, struct session *s);
+
 /* A held session's deadline has passed. */
 void hold_expired(struct proxy *p, struct session *s);
 

@@ -15,6 +15,7 @@
 #include "hold.h"
 #include "routes.h"
 
+#define DEAD_MS		     3000
 #define SELFTEST_TIMEOUT_MS  2000
 #define KEEPALIVE_IDLE_S     60
 #define KEEPALIVE_INTERVAL_S 10
@@ -116,14 +117,20 @@ static int mark_set(const struct proxy *p, int fd, enum tp_role role)
 
 /*
  * Where a network namespace has gone with its tproxyd, nobody comes to clear the slot. Whether a
- * pid is alive can be asked only in the pid namespace that it is a number of.
+ * pid is alive can be asked only in the pid namespace that it is a number of; and one that is dead
+ * for longer than it takes to start another worker is dead for good.
  */
 static struct tp_proxy *slot_of_the_dead(const struct proxy *p, struct tp_proxy *slots)
 {
+	__u32 seen[TP_MAX_PROXIES];
+
 	if (p->tgid != (uint32_t)getpid())
 		return NULL;
+	for (int i = 0; i < TP_MAX_PROXIES; i++)
+		seen[i] = slots[i].tgid;
+	poll(NULL, 0, DEAD_MS);
 	for (int i = 0; i < TP_MAX_PROXIES; i++) {
-		__u32 tgid = slots[i].tgid;
+		__u32 tgid = seen[i];
 
 		if (kill(tgid, 0) && errno == ESRCH &&
 		    __atomic_compare_exchange_n(&slots[i].tgid, &tgid, UINT32_MAX, 0,
@@ -227,7 +234,7 @@ void listener_distrust(struct proxy *p)
 {
 	for (int i = 0; i < LISTENER_COUNT; i++)
 		if (p->shared->listener[i] >= 0)
-			mark_set(p, p->shared->listener[i], TP_ROLE_DRAINING);
+			mark_set(p, p->shared->listener[i], TP_ROLE_LEAVING);
 }
 
 int listener_owns_slot(const struct proxy *p)

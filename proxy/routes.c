@@ -203,8 +203,12 @@ static void publish(struct proxy *p, const struct snapshot *snap)
 	int map = p->instance.map[PIN_MAP_routes];
 	struct tp_route_key key, next, *at = NULL;
 
-	for (size_t i = 0; i < snap->count; i++)
-		bpf_map_update_elem(map, &snap->routes[i].key, &snap->routes[i].error, BPF_ANY);
+	/* First where routes are, then what is said of the rest: never too much in between. */
+	for (int errors = 0; errors <= 1; errors++)
+		for (size_t i = 0; i < snap->count; i++)
+			if (!!snap->routes[i].error == errors)
+				bpf_map_update_elem(map, &snap->routes[i].key,
+						    &snap->routes[i].error, BPF_ANY);
 	while (!bpf_map_get_next_key(map, at, &next)) {
 		if (at && at->netns == p->netns && !in_snapshot(snap, at))
 			bpf_map_delete_elem(map, at);

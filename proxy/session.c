@@ -61,6 +61,7 @@ static void connect_failed(struct proxy *p, struct session *s, int err)
 	/* A server that stays silent is asked for as long as the client wants to know. */
 	if (s->list == LIST_HELD && err == ETIMEDOUT) {
 		s->fd[UPSTREAM] = fd_close(s->fd[UPSTREAM]);
+		s->watched &= ~(1 << UPSTREAM);
 		begin_and_watch(p, s);
 		return;
 	}
@@ -391,6 +392,8 @@ void session_event(struct proxy *p, struct session *s, enum side side, uint32_t 
 
 	if (s->list == LIST_CLOSING)
 		return;
+	if (events & EPOLLPRI)
+		relay_urgent(s, side);
 	if (s->list == LIST_CONNECTING || s->list == LIST_HELD) {
 		connecting_event(p, s, side, events);
 		return;
@@ -414,8 +417,6 @@ void session_event(struct proxy *p, struct session *s, enum side side, uint32_t 
 		}
 		sides = 1 << CLIENT | 1 << UPSTREAM;
 	}
-	if (events & EPOLLPRI)
-		relay_urgent(s, side);
 	if (events & (EPOLLIN | EPOLLPRI | EPOLLRDHUP))
 		sides |= 1 << side;
 	if (events & EPOLLOUT && (direction_queued(&s->dir[!side]) || s->urgent & 1 << !side))
@@ -572,8 +573,10 @@ void session_end_all(struct proxy *p)
 	if (!p->table.sessions)
 		return; /* start-up failed before there was a table */
 	for (size_t l = 0; l < ARRAY_SIZE(open_lists); l++)
-		while ((s = table_first(&p->table, open_lists[l])))
+		while ((s = table_first(&p->table, open_lists[l]))) {
+			hold_dismiss(p, s);
 			session_finish(p, s, END_DRAINED, 1);
+		}
 	session_reap(p);
 }
 

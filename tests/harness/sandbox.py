@@ -33,6 +33,14 @@ def redirected(client):
     raise Failed("the socket is in no table of this namespace")
 
 
+def _holds_sockets(pid):
+    """Whether a process still runs: a zombie has no descriptors any more."""
+    try:
+        return bool(os.listdir(f"/proc/{pid}/fd"))
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 class Proxy:
     """A running tproxyd. Its messages are in .log()."""
 
@@ -80,10 +88,23 @@ class Proxy:
     def wait_exit(self):
         return self.process.wait(timeout=system.DEADLINE)
 
+    @property
+    def worker(self):
+        """The process that does the work, and is registered; the other one looks after it."""
+        children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return int(wait_for(lambda: children.read_text().split(), "a worker")[0])
+
     def stop(self, how=signal.SIGTERM):
-        """Ends it; returns the exit code."""
+        """Ends it, by SIGKILL both of its processes; returns the exit code."""
         if self.process.poll() is None:
-            self.process.send_signal(how)
+            if how == signal.SIGKILL:
+                self.process.send_signal(signal.SIGSTOP)  # no further worker
+                worker = self.worker
+                os.kill(worker, how)
+                self.process.send_signal(how)
+                wait_for(lambda: not _holds_sockets(worker), "the worker to end")
+            else:
+                self.process.send_signal(how)
         return self.wait_exit()
 
     def end_now(self):

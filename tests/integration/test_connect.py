@@ -229,16 +229,18 @@ def a_refused_attempt_leaves_the_socket_usable():
             assert client.recv(4) == b"ping"
 
 
+IP_LOCAL_PORT_RANGE = 51  # Linux 6.3
+
+
 def connect_after_the_hook_fails(box, taken, wanted):
     """
-    Two sockets with one local port, for two servers: on the way to the proxy they are the same
-    connection, so the second connect() fails between the hook and the SYN. Gives both sockets.
+    Two sockets with one port to choose from, for two servers: on the way to the proxy they are the
+    same connection, so the second connect() fails between the hook and the SYN. Gives both sockets.
     """
     pair = []
     for _ in range(2):
         pair.append(box.socket())
-        pair[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        pair[-1].bind(("10.77.0.1", 5556))
+        pair[-1].setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, 5556 << 16 | 5556)
     pair[0].connect(taken)
     assert pair[1].connect_ex(wanted) == errno.EADDRNOTAVAIL
     assert len(box.map("socks")) == 2

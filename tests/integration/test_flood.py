@@ -67,9 +67,9 @@ def connections_that_nobody_accepts_leave_no_record():
     few_time_waits()
     with Sandbox(proxy=("--log-sessions", "no")) as box, FloodServer("10.77.0.1"):
         for _ in range(4):
-            box.proxy.process.send_signal(signal.SIGSTOP)
+            os.kill(box.proxy.worker, signal.SIGSTOP)
             assert_flood(box, "abandon", "10.77.0.1", 10000)
-            box.proxy.process.send_signal(signal.SIGCONT)
+            os.kill(box.proxy.worker, signal.SIGCONT)
             settled(box)
         assert_flood(box, "echo", "10.77.0.1", 1000)
         assert settled(box)["redirected"] >= 41000

@@ -93,10 +93,10 @@ def a_killed_proxys_pid_exempts_nobody():
     proxy of the namespace takes its place."""
     with Sandbox() as box:
         old = [p["tgid"] for p in box.config()["proxies"] if p["tgid"]]
-        assert old == [box.proxy.pid], old
+        assert old == [box.proxy.worker], old
         box.proxy.stop(signal.SIGKILL)
         new = box.start_proxy()
-        assert [p["tgid"] for p in box.config()["proxies"] if p["tgid"]] == [new.pid]
+        assert [p["tgid"] for p in box.config()["proxies"] if p["tgid"]] == [new.worker]
         assert new.stop() == 0
         assert not [p for p in box.config()["proxies"] if p["tgid"]], "still registered"
 

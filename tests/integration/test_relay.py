@@ -307,7 +307,7 @@ def an_idle_server_costs_nothing():
     with Sandbox() as box, Server("10.77.0.1", silent) as server:
         with box.connect(server.address):
             wait_for(lambda: server.peers, "the server to be reached")
-            with open(f"/proc/{box.proxy.pid}/syscall") as current:
+            with open(f"/proc/{box.proxy.worker}/syscall") as current:
                 wait_for(lambda: not current.seek(0) and current.read().split()[0] in ("232", "281",
                          "22", "20"), "the proxy to sleep in epoll_wait")
 
