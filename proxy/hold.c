@@ -29,6 +29,7 @@
 #include "listener.h"
 #include "packet.h"
 #include "session.h"
+#include "upstream.h"
 
 #define RESEND_MS	2  /* between two tries to deliver an error */
 #define RESEND_MAX	10 /* tries; the client's next SYN brings more */
@@ -108,25 +109,15 @@ void hold_forget(struct proxy *p, struct session *s)
 	table_hash_remove(&p->table, s);
 }
 
-static void learn_source(struct session *s)
-{
-	struct sockaddr_storage addr;
-	socklen_t len = sizeof(addr);
-
-	if (!getsockname(s->fd[UPSTREAM], (struct sockaddr *)&addr, &len))
-		endpoint_from_sockaddr((struct sockaddr *)&addr, &s->client.local);
-}
-
 void hold_waiting(struct proxy *p, struct session *s)
 {
-	learn_source(s);
 	send_source(p, s);
 }
 
 void hold_grant(struct proxy *p, struct session *s)
 {
 	if (!s->client.local.family)
-		learn_source(s);
+		upstream_learn_source(s);
 	s->deadline_ms = p->now_ms + GRANTED_MS;
 	table_move(&p->table, s, LIST_GRANTED);
 	send_grant(p, s);
@@ -149,6 +140,7 @@ void hold_refuse(struct proxy *p, struct session *s, int error)
 	s->tries = 1;
 	s->deadline_ms = p->now_ms + RESEND_MS;
 	table_move(&p->table, s, LIST_REFUSED);
+	send_source(p, s);
 	send_error(p, s);
 }
 

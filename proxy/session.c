@@ -17,7 +17,6 @@
 #include <sys/socket.h>
 #include <time.h>
 
-#include "congestion.h"
 #include "endpoint.h"
 #include "event.h"
 #include "hold.h"
@@ -25,6 +24,7 @@
 #include "log.h"
 #include "relay.h"
 #include "sessionlog.h"
+#include "upstream.h"
 
 #define FD_RESERVE	  64 /* for pipes, logs and libraries: never spent on sessions */
 #define UNHELD_CONNECT_MS 5000
@@ -98,84 +98,6 @@ static void close_will_reset(int fd)
 	struct linger now = {.l_onoff = 1, .l_linger = 0};
 
 	setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
-}
-
-static int is_loopback(const struct tp_endpoint *ep)
-{
-	return ep->family == AF_INET ? ep->ip[12] == 127 : IN6_IS_ADDR_LOOPBACK(ep->ip);
-}
-
-static int is_ourselves(const struct proxy *p, const struct tp_endpoint *dst)
-{
-	struct tp_endpoint self = listener_address(p, dst->family);
-
-	return !memcmp(dst, &self, sizeof(self));
-}
-
-/*
- * The source that the client chose with bind() is the one the server sees. The port can be had a
- * second time where both sockets have SO_REUSEADDR; the hook gives it to the client's, from
- * Linux 6.1 on. Where it is not to be had the server sees another port.
- */
-static int bind_as_client(int fd, const struct tp_record *client)
-{
-	struct tp_endpoint source = client->src;
-	struct sockaddr_storage addr;
-	socklen_t len;
-	int one = 1;
-
-	if (!(client->flags & (TP_RECORD_BOUND_ADDR | TP_RECORD_BOUND_PORT)))
-		return 0;
-	if (!(client->flags & TP_RECORD_BOUND_ADDR))
-		memset(source.ip + (source.family == AF_INET ? 12 : 0), 0,
-		       source.family == AF_INET ? 4 : 16);
-	if (client->flags & TP_RECORD_BOUND_PORT) {
-		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
-		endpoint_to_sockaddr(&source, &addr, &len);
-		if (!bind(fd, (struct sockaddr *)&addr, len))
-			return 0;
-		if (errno != EADDRINUSE && errno != EACCES)
-			return -errno;
-	}
-	if (!(client->flags & TP_RECORD_BOUND_ADDR))
-		return 0;
-	source.port = 0;
-	endpoint_to_sockaddr(&source, &addr, &len);
-	setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
-	return bind(fd, (struct sockaddr *)&addr, len) ? -errno : 0;
-}
-
-/* 1: connected; 0: under way; or -errno. The session has the socket at once, whatever becomes of
- * it. */
-static int upstream_connect(const struct proxy *p, struct session *s)
-{
-	struct sockaddr_storage addr;
-	int err, fd, one = 1;
-	socklen_t len;
-
-	err = endpoint_to_sockaddr(&s->client.dst, &addr, &len);
-	if (err)
-		return err;
-	fd = socket(addr.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
-	if (fd < 0)
-		return -errno;
-	s->fd[UPSTREAM] = fd;
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	if (p->shared->paces && is_loopback(&s->client.dst))
-		congestion_local(fd);
-	if (s->client.mark)
-		setsockopt(fd, SOL_SOCKET, SO_MARK, &s->client.mark, sizeof(s->client.mark));
-	err = bind_as_client(fd, &s->client);
-	if (err)
-		return err;
-	err = connect(fd, (struct sockaddr *)&addr, len) ? errno : 0;
-	/* A handshake with this host is over by now, though the call was made before it was: asking
-	 * again saves a turn of the event loop, which is most of what it takes. */
-	if (err == EINPROGRESS && is_loopback(&s->client.dst))
-		err = connect(fd, (struct sockaddr *)&addr, len) ? errno : 0;
-	if (err && err != EINPROGRESS && err != EALREADY)
-		return -err;
-	return !err;
 }
 
 /* Once and for all; the epoll set outlives us. */
@@ -259,7 +181,7 @@ static int begin(struct proxy *p, struct session *s)
 {
 	int r;
 
-	if (is_ourselves(p, &s->client.dst)) {
+	if (upstream_is_ourselves(p, &s->client.dst)) {
 		session_finish(p, s, END_LOOP, 1);
 		return -1;
 	}
@@ -319,12 +241,13 @@ static void pair(struct proxy *p, struct session *s, int fd)
 	hold_accepted(fd);
 	s->fd[CLIENT] = fd;
 	table_move(&p->table, s, LIST_RELAY);
+	upstream_ack(s, 1);
 	err = watch(p, s, CLIENT);
 	if (!err)
 		err = watch(p, s, UPSTREAM);
 	if (err)
 		no_resources(p, s, -err);
-	else if (s->early)
+	else if (s->early || s->broken)
 		relay(p, s, 1 << UPSTREAM);
 }
 
@@ -362,7 +285,7 @@ void session_accepted(struct proxy *p, int fd)
 
 static void connecting_event(struct proxy *p, struct session *s, enum side side, uint32_t events)
 {
-	int err;
+	int r;
 
 	if (side == CLIENT) {
 		/* FIN alone is no reason to give up: connect, write, close is a valid session. */
@@ -372,11 +295,11 @@ static void connecting_event(struct proxy *p, struct session *s, enum side side,
 	}
 	if (!(events & (EPOLLOUT | EPOLLERR | EPOLLHUP)))
 		return;
-	err = socket_error(s->fd[UPSTREAM]);
-	if (err) {
-		connect_failed(p, s, err);
+	r = upstream_result(s);
+	if (r < 0)
+		connect_failed(p, s, -r);
+	if (r <= 0)
 		return;
-	}
 	if (s->list == LIST_HELD) {
 		s->early = !!(events & ~EPOLLOUT);
 		hold_grant(p, s);

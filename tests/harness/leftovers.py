@@ -34,13 +34,13 @@ def _bpf_objects():
 
 def _processes():
     found = set()
-    for entry in pathlib.Path("/proc").glob("[0-9]*/comm"):
+    for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            comm = entry.read_text().strip()
+            comm = pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
         except OSError:
             continue  # it ended meanwhile
         if comm in PROGRAMS:
-            found.add(f"process {entry.parent.name} {comm}")
+            found.add(f"process {pid} {comm}")
     return found
 
 

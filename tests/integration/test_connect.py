@@ -4,7 +4,9 @@
 import errno
 import os
 import signal
+import itertools
 import socket
+import sys
 
 from harness import (PROXY_PORT, Failed, Sandbox, Server, UNPRIVILEGED, banner, case, case_for,
                      echo, hello, in_netns, line, main, new_netns, redirected, silent, wait_for)
@@ -230,6 +232,7 @@ def a_refused_attempt_leaves_the_socket_usable():
 
 
 IP_LOCAL_PORT_RANGE = 51  # Linux 6.3
+ports = itertools.count(40001)
 
 
 def connect_after_the_hook_fails(box, taken, wanted):
@@ -237,13 +240,15 @@ def connect_after_the_hook_fails(box, taken, wanted):
     Two sockets with one port to choose from, for two servers: on the way to the proxy they are the
     same connection, so the second connect() fails between the hook and the SYN. Gives both sockets.
     """
-    pair = []
+    pair, port = [], next(ports)
     for _ in range(2):
         pair.append(box.socket())
-        pair[-1].setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, 5556 << 16 | 5556)
+        pair[-1].setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE,
+                            (port << 16 | port).to_bytes(4, sys.byteorder))
     pair[0].connect(taken)
     assert pair[1].connect_ex(wanted) == errno.EADDRNOTAVAIL
     assert len(box.map("socks")) == 2
+    pair[1].setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, bytes(4))
     return pair
 
 

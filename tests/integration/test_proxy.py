@@ -268,7 +268,7 @@ def pipes_kept_for_reuse_keep_no_client_out():
 def emfile_backs_off_and_recovers():
     """The limit shrinks under a running tproxyd: accept4() itself fails."""
     with Sandbox(proxy=UNHELD) as box, Server("10.77.0.1", banner) as server:
-        pid = box.proxy.pid
+        pid = box.proxy.worker
         limit = run(["prlimit", "--pid", pid, "--nofile", "--noheadings", "-o", "HARD"]).stdout
         used = len(os.listdir(f"/proc/{pid}/fd"))
         run(["prlimit", "--pid", pid, f"--nofile={used}:{limit.strip()}"])

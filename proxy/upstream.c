@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: BSD-2-Clause
+#include "upstream.h"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "congestion.h"
+#include "endpoint.h"
+#include "listener.h"
+
+int upstream_is_ourselves(const struct proxy *p, const struct tp_endpoint *dst)
+{
+	struct tp_endpoint self = listener_address(p, dst->family);
+
+	return !memcmp(dst, &self, sizeof(self));
+}
+
+/*
+ * The source that the client chose with bind() is the one the server sees. The port can be had a
+ * second time where both sockets have SO_REUSEADDR; the hook gives it to the client's, from
+ * Linux 6.1 on. Where it is not to be had the server sees another port.
+ */
+static int bind_as_client(int fd, const struct tp_record *client)
+{
+	struct tp_endpoint source = client->src;
+	struct sockaddr_storage addr;
+	socklen_t len;
+	int one = 1;
+
+	if (!(client->flags & (TP_RECORD_BOUND_ADDR | TP_RECORD_BOUND_PORT)))
+		return 0;
+	if (!(client->flags & TP_RECORD_BOUND_ADDR))
+		memset(source.ip + (source.family == AF_INET ? 12 : 0), 0,
+		       source.family == AF_INET ? 4 : 16);
+	if (client->flags & TP_RECORD_BOUND_PORT) {
+		setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
+		endpoint_to_sockaddr(&source, &addr, &len);
+		if (!bind(fd, (struct sockaddr *)&addr, len))
+			return 0;
+		if (errno != EADDRINUSE && errno != EACCES)
+			return -errno;
+	}
+	if (!(client->flags & TP_RECORD_BOUND_ADDR))
+		return 0;
+	source.port = 0;
+	endpoint_to_sockaddr(&source, &addr, &len);
+	setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
+	return bind(fd, (struct sockaddr *)&addr, len) ? -errno : 0;
+}
+
+/* Whether the connection stays on this host: its source is then the destination itself. */
+static int is_local(const struct tp_record *client)
+{
+	const struct tp_endpoint *dst = &client->dst;
+
+	return (dst->family == AF_INET && dst->ip[12] == 127) ||
+	       !memcmp(dst->ip, client->local.ip, sizeof(dst->ip));
+}
+
+void upstream_learn_source(struct session *s)
+{
+	struct sockaddr_storage addr;
+	socklen_t len = sizeof(addr);
+
+	if (!getsockname(s->fd[UPSTREAM], (struct sockaddr *)&addr, &len))
+		endpoint_from_sockaddr((struct sockaddr *)&addr, &s->client.local);
+}
+
+int upstream_result(struct session *s)
+{
+	struct pollfd upstream = {.fd = s->fd[UPSTREAM], .events = POLLOUT};
+	socklen_t len = sizeof(int);
+	int err = 0;
+
+	if (poll(&upstream, 1, 0) <= 0)
+		return 0;
+	if (!(upstream.revents & (POLLERR | POLLHUP)))
+		return 1;
+	getsockopt(s->fd[UPSTREAM], SOL_SOCKET, SO_ERROR, &err, &len);
+	if (err != ECONNRESET && err != EPIPE)
+		return -err;
+	s->broken |= 1 << UPSTREAM;
+	return 1;
+}
+
+/*
+ * The kernel puts off the last packet of a handshake for a socket without quick acknowledgements
+ * (by up to 200 ms, and no longer than until there is data), and sends it at once when they are
+ * switched on.
+ */
+void upstream_ack(const struct session *s, int now)
+{
+	setsockopt(s->fd[UPSTREAM], IPPROTO_TCP, TCP_QUICKACK, &now, sizeof(now));
+}
+
+int upstream_connect(const struct proxy *p, struct session *s)
+{
+	struct sockaddr_storage addr;
+	int err, fd, one = 1;
+	socklen_t len;
+
+	err = endpoint_to_sockaddr(&s->client.dst, &addr, &len);
+	if (err)
+		return err;
+	fd = socket(addr.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
+	if (fd < 0)
+		return -errno;
+	s->fd[UPSTREAM] = fd;
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	if (s->client.mark)
+		setsockopt(fd, SOL_SOCKET, SO_MARK, &s->client.mark, sizeof(s->client.mark));
+	err = bind_as_client(fd, &s->client);
+	if (err)
+		return err;
+	if (s->list == LIST_HELD)
+		upstream_ack(s, 0);
+	err = connect(fd, (struct sockaddr *)&addr, len) ? errno : 0;
+	if (err && err != EINPROGRESS)
+		return -err;
+	upstream_learn_source(s);
+	if (!is_local(&s->client))
+		return !err;
+	if (p->shared->paces)
+		congestion_local(fd);
+	/* A handshake with this host is over by now, though the call returned before it was: asking
+	 * saves a turn of the event loop, which is most of what it takes. */
+	return err ? upstream_result(s) : 1;
+}
