@@ -6,6 +6,7 @@
 # make check		deps, build, all tests
 # make crashtest	deps, build, KILLS=1000 killed workers and RELOADS=100 reloads under load
 # make bench [QUICK=1]	measure against a direct connection and other proxies
+# make bench-report	write docs/performance.md from the last one
 # make vmtest [VM=5.10]	the hooks on each kernel from 5.10 on, in qemu
 # make suites		test suites of other projects, directly and through the proxy
 # make torture		10,000 random sessions, directly and through the proxy
@@ -68,6 +69,7 @@ PROGRAMS := $(O)/tproxy-load $(O)/tproxyd $(O)/tproxy
 # and the objects of the programs less their main().
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(O)/tests/%,$(wildcard tests/unit/test_*.c))
 TEST_PROGRAMS := $(patsubst tests/programs/%.c,$(O)/tests/%,$(wildcard tests/programs/*.c))
+BENCH_PROGRAMS := $(O)/tests/bench/load $(O)/tests/bench/origin
 
 .PHONY: all
 all: $(PROGRAMS)
@@ -145,6 +147,8 @@ $(O)/tproxy: $(TOOL_OBJS) $(LIB)
 
 $(O)/tests/%: $(O)/tests/unit/%.o $(filter-out %/main.o,$(PROXY_OBJS)) $(LIB)
 	$(call say,LINK,$@)$(CC) $(ALL_LDFLAGS) -o $@ $(filter %.o %.a,$^) $(PKG_LIBS) -lcmocka
+$(O)/tests/bench/%: $(O)/tests/bench/%.o
+	$(link)
 $(O)/tests/%: $(O)/tests/programs/%.o
 	$(link)
 
@@ -170,10 +174,13 @@ check: deps
 KILLS ?= 1000
 RELOADS ?= 100
 
-.PHONY: bench vmtest suites torture crashtest
+.PHONY: bench bench-report vmtest suites torture crashtest
 bench: deps
-	$(Q)$(MAKE) --no-print-directory all
+	$(Q)$(MAKE) --no-print-directory all $(BENCH_PROGRAMS)
 	$(Q)O=$(O) tests/bench/run
+
+bench-report:
+	$(Q)O=$(O) tests/bench/report.py
 
 vmtest: deps deps-vm
 	$(Q)$(MAKE) --no-print-directory all tests

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""
+What is measured. A test takes a world and gives a sample: a dictionary of numbers. Those of ROUND
+are made once a round on each path, the paths in turn; the others once at the end.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import resource
+import subprocess
+import time
+
+from harness import system
+
+from . import machine, worlds
+from .worlds import ADDRESS, BULK_PORT, PORT, SINK_PORT
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much of everything."""
+
+    rounds: int
+    sequential: int  # connections
+    parallel: int
+    milliseconds: int  # of a test that runs for a time
+    bulk_seconds: int
+    idle: int  # sessions whose memory is measured
+    live: tuple  # numbers of sessions at which latency is measured
+    probes: int
+    past: int  # connections after which the rate is looked at again
+    hooked: int  # connections for which hooks are timed
+
+
+FULL = Size(rounds=5, sequential=10000, parallel=10000, milliseconds=700, bulk_seconds=1,
+            idle=10000, live=(1, 100, 1000, 10000, 50000), probes=5000, past=200000, hooked=5000)
+QUICK = Size(rounds=2, sequential=1000, parallel=1000, milliseconds=150, bulk_seconds=1,
+             idle=1000, live=(1, 100, 2000), probes=1000, past=10000, hooked=1000)
+
+# What a path may do wrong without being the end of the run: fail, refuse, stand still.
+PROBLEMS = (AssertionError, RuntimeError, OSError, subprocess.TimeoutExpired)
+
+WINDOWS = 20  # of the connections in `past`
+
+
+def fit(size):
+    """The size that the limit of descriptors allows."""
+    most = worlds.most_sessions()
+    live = sorted({min(count, most) for count in size.live})
+    return dataclasses.replace(size, idle=min(size.idle, most - 1), live=tuple(live))
+
+
+def _sequential(world, size):
+    return world.load("connect", ADDRESS, PORT, size.sequential, 1, 0)
+
+
+def _parallel(world, size):
+    return world.load("connect", ADDRESS, PORT, size.parallel, 8, 0)
+
+
+def _keepalive(connections):
+    def measure(world, size):
+        return world.load("keepalive", ADDRESS, PORT, connections, size.milliseconds)
+    return measure
+
+
+def _writes(world, size):
+    return world.load("writes", ADDRESS, SINK_PORT, size.milliseconds)
+
+
+def _bulk(streams, *words):
+    def measure(world, size):
+        shown = json.loads(world.client(
+            "iperf3", "--client", ADDRESS, "--port", BULK_PORT, "--json", "--parallel", streams,
+            "--time", size.bulk_seconds, *words))
+        if "error" in shown:
+            raise RuntimeError(f"iperf3: {shown['error']}")
+        received = shown["end"]["sum_received"]
+        return {"bytes": received["bytes"], "gbps": received["bits_per_second"] / 1e9}
+    return measure
+
+
+ROUND = {
+    "sequential": _sequential,
+    "parallel": _parallel,
+    "keepalive-1": _keepalive(1),
+    "keepalive-32": _keepalive(32),
+    "keepalive-256": _keepalive(256),
+    "writes": _writes,
+    "bulk-up-1": _bulk(1),
+    "bulk-down-1": _bulk(1, "--reverse"),
+    "bulk-up-8": _bulk(8),
+    "bulk-down-8": _bulk(8, "--reverse"),
+}
+
+
+def _problem(error):
+    """A line for the results."""
+    return {"error": (str(error).strip().splitlines() or [type(error).__name__])[-1]}
+
+
+def sample(test, world, size):
+    """One test on one path, with the CPU time it took; {"error": why} where the path failed it."""
+    try:
+        world.wait_idle()
+        with machine.Meter(world.proxy) as meter:
+            numbers = ROUND[test](world, size)
+    except PROBLEMS as error:
+        return _problem(error)
+    return {**numbers, "proxy": meter.proxy, "machine": meter.machine}
+
+
+def run_round(number, all_worlds, size, report):
+    """Every test on every path. Each round begins with another path."""
+    begin, samples = machine.machine_times(), {}
+    turn = number % len(all_worlds)
+    order = all_worlds[turn:] + all_worlds[:turn]
+    for test in ROUND:
+        report(test)
+        samples[test] = {world.name: sample(test, world, size) for world in order}
+    end = machine.machine_times()
+    return {"steal_percent": round(machine.steal_percent(begin, end), 2),
+            "load": os.getloadavg()[0], "samples": samples}
+
+
+# --- once -----------------------------------------------------------------------------------------
+
+def _idle_memory(world, size):
+    count = min(size.idle, worlds.most_sessions(world.session_descriptors) - 1)
+    with world.sessions() as command:
+        command("open", 1)  # what the first session costs is not the others'
+        before = world.resident()
+        command("open", count + 1)
+        grown = world.resident() - before
+    return {"sessions": count, "bytes": grown, "mb_per_1000": grown / 1e3 / count}
+
+
+def _live_latency(world, size):
+    points = []
+    with world.sessions() as command:
+        for count in size.live:
+            command("open", count)
+            command("probe", size.probes // 10)  # warms up
+            points.append(command("probe", size.probes))
+    return {"points": points}
+
+
+def _past_connections(world, size):
+    return world.load("connect", ADDRESS, PORT, size.past, 8, size.past // WINDOWS)
+
+
+def _hook_time(world, size):
+    with machine.HookStatistics(world.pins) as statistics:
+        count = world.load("connect", ADDRESS, PORT, size.hooked, 1, 0)["count"]
+        world.wait_idle()
+        programs = statistics.programs()
+    total = sum(program["ns"] for program in programs.values())
+    return {"us_per_connection": total / 1e3 / count,
+            "programs": {name: {"ns_per_run": round(program["ns"] / program["runs"], 1),
+                                "runs_per_connection": round(program["runs"] / count, 3)}
+                         for name, program in programs.items() if program["runs"]}}
+
+
+# test -> (what measures it, the paths)
+ONCE = {
+    "idle-memory": (_idle_memory, [world.name for world in worlds.ALL[1:]]),
+    "hook-time": (_hook_time, worlds.OURS),
+    "live-latency": (_live_latency, ["direct", *worlds.OURS, "haproxy"]),
+    "past-connections": (_past_connections, ["direct", *worlds.OURS]),
+}
+
+
+def run_once(all_worlds, size, report):
+    results = {}
+    for test, (measure, names) in ONCE.items():
+        report(test)
+        results[test] = {}
+        for world in (world for world in all_worlds if world.name in names):
+            try:
+                world.wait_idle()
+                results[test][world.name] = measure(world, size)
+            except PROBLEMS as error:
+                results[test][world.name] = _problem(error)
+    return results
+
+
+def _open(stack, chosen, report):
+    """Enters the worlds. A peer that cannot be set up here is left out."""
+    entered = []
+    for world in chosen:
+        try:
+            entered.append(stack.enter_context(world()))
+        except system.Failed as error:
+            if world.name in ("direct", *worlds.OURS):
+                raise
+            report(f"left out {world.name}: {error}")
+    return entered
+
+
+def run(all_names, size, report):
+    """Everything. Gives what is written as JSON."""
+    started, load_before = time.time(), os.getloadavg()[0]
+    with contextlib.ExitStack() as stack:
+        chosen = [world for world in worlds.ALL if world.name in all_names]
+        report("setting up " + ", ".join(world.name for world in chosen))
+        open_worlds = _open(stack, chosen, report)
+        rounds = []
+        for number in range(size.rounds):
+            rounds.append(run_round(number, open_worlds, size, lambda test, number=number: report(
+                f"round {number + 1} of {size.rounds}: {test}")))
+        once = run_once(open_worlds, size, report)
+    return {
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(started)),
+        "seconds": round(time.time() - started),
+        "load_before": load_before,
+        "descriptors": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "limited": size.live[-1] == worlds.most_sessions(),  # by descriptors
+        "machine": machine.describe(worlds.PACKAGES),
+        "size": dataclasses.asdict(size),
+        "paths": {world.name: world.about for world in open_worlds},
+        "rounds": rounds,
+        "once": once,
+    }

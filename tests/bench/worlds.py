@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""
+The paths that are compared. Each has a world of its own: a network namespace, cgroups for clients,
+proxy and origin, the origin's servers. All worlds exist during the whole run.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import resource
+import socket
+import subprocess
+
+from harness import system
+from harness.sandbox import LAUNCHER, Sandbox
+
+from . import machine
+
+ADDRESS = "10.77.0.1"
+PORT, SINK_PORT, BULK_PORT = "8080", "8081", "5201"
+PROXY_PORTS = (18000, 18001, 18002)  # with a fixed upstream: one for each of the origin's
+PEERS = pathlib.Path(__file__).resolve().parent / "peers"
+
+# nft knows the connections of a peer by this user; see peers/.
+AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+
+DESCRIPTORS_APART = 1100
+
+# One destination can have so many connections at a time from one address: 55,536. Ports in
+# TIME_WAIT are used again after a second (tcp_tw_reuse), on all paths, or the kernel's search for a
+# free port would soon be all that is measured.
+PORT_RANGE = "10000 65535"
+
+
+def most_sessions(descriptors=2):
+    """What the limit of descriptors allows a proxy: so many a session, and some for itself."""
+    return (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - DESCRIPTORS_APART) // descriptors
+
+
+class World:
+    """One path. A subclass has the name of the path and brings its proxy up."""
+
+    name = "direct"
+    about = "no proxy"
+    session_descriptors = 2  # of one process of the proxy
+
+    def __init__(self):
+        self._stack = contextlib.ExitStack()
+        self._netns = None
+        self.scratch = None
+        self.clients = self.proxy = None  # cgroups
+
+    def __enter__(self):
+        try:
+            self.scratch = self._stack.enter_context(system.tmpdir())
+            self._netns = self._stack.enter_context(system.new_netns())
+            with self.inside():
+                self.write_sysctl("ipv4/ip_local_port_range", PORT_RANGE)
+                self.write_sysctl("ipv4/tcp_tw_reuse", "1")
+                self.make_cgroups()
+                self._origin = self._cgroup(f"{system.RUN_PREFIX}-origin-{self.name}")
+                self._start_origin()
+                self.start_proxy()
+                self._idle_sockets = self._sockets()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self._stack.close()
+
+    # --- for subclasses ---
+
+    def make_cgroups(self):
+        top = self._cgroup(f"{system.RUN_PREFIX}-{self.name}")
+        self.clients, self.proxy = top / "clients", top / "proxy"
+        self.clients.mkdir()
+        self.proxy.mkdir()
+
+    def start_proxy(self):
+        """Brings it up. In the world's network namespace."""
+
+    def spawn(self, cgroup, *command, **options):
+        """Starts something that lives as long as the world."""
+        log = self._stack.enter_context(open(self.scratch / "log", "ab"))
+        options = {"stdout": log, "stderr": log, "stdin": subprocess.DEVNULL, **options}
+        return subprocess.Popen([*LAUNCHER, str(cgroup), *map(str, command)], **options)
+
+    def spawn_peer(self, ports, *command):
+        """Starts a peer and waits until it listens."""
+        process = self.spawn(self.proxy, *AS_NOBODY, *command)
+
+        def listens():
+            if process.poll() is not None:
+                text = (self.scratch / "log").read_text(errors="replace")
+                raise system.Failed(f"{self.name} ended with {process.returncode}: {text}")
+            shown = system.run(["ss", "-Hltn"]).stdout
+            return all(f":{port} " in shown for port in ports)
+        system.wait_for(listens, f"{self.name} to listen")
+
+    def redirect(self, rules):
+        system.run(["nft", "-f", PEERS / rules])
+        self.write_sysctl("netfilter/nf_conntrack_tcp_timeout_time_wait", "10")
+
+    # --- for measurements ---
+
+    @contextlib.contextmanager
+    def inside(self):
+        """Processes and sockets made in the block are in the world's network namespace."""
+        with system.in_netns(self._netns):
+            yield
+
+    def load(self, *words):
+        """Runs the load generator as a client; returns its result."""
+        return json.loads(self.client(system.O / "tests/bench/load", *words))
+
+    def client(self, *command):
+        """Runs a client to its end; returns its output."""
+        with self.inside():
+            return system.run([*LAUNCHER, self.clients, *command], timeout=120).stdout
+
+    @contextlib.contextmanager
+    def sessions(self):
+        """A load generator that holds sessions; gives a function that sends it a command."""
+        with self.inside():
+            process = self.spawn(self.clients, system.O / "tests/bench/load", "sessions", ADDRESS,
+                                 PORT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+        def command(*words):
+            process.stdin.write(" ".join(map(str, words)) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            if not answer:
+                text = (self.scratch / "log").read_text(errors="replace")[-300:]
+                raise system.Failed(f"sessions through {self.name}: {text}")
+            return json.loads(answer)
+        try:
+            yield command
+        finally:
+            process.stdin.close()
+            process.stdout.close()
+            process.wait()
+
+    def wait_idle(self):
+        """Until every connection of the last measurement has gone (those in TIME_WAIT apart)."""
+        with self.inside():
+            system.wait_for(lambda: self._sockets() <= self._idle_sockets,
+                            f"connections through {self.name} to end", deadline=60)
+
+    def resident(self):
+        return machine.resident_bytes(self.proxy)
+
+    # --- inner parts ---
+
+    def _cgroup(self, name):
+        path = system.cgroup2_root() / name
+        path.mkdir()
+        self._stack.callback(system.cgroup_remove, path)
+        return path
+
+    def write_sysctl(self, name, value):
+        (pathlib.Path("/proc/sys/net") / name).write_text(value)
+
+    @staticmethod
+    def _sockets():
+        text = pathlib.Path("/proc/thread-self/net/sockstat").read_text()
+        words = next(line for line in text.splitlines() if line.startswith("TCP:")).split()
+        return int(words[words.index("inuse") + 1])
+
+    def _start_origin(self):
+        origin = self.spawn(self._origin, system.O / "tests/bench/origin", ADDRESS, PORT, SINK_PORT,
+                            stdout=subprocess.PIPE)
+        if origin.stdout.readline() != b"ready\n":
+            raise system.Failed((self.scratch / "log").read_text(errors="replace"))
+        self._stack.callback(origin.stdout.close)
+        self.spawn(self._origin, "iperf3", "--server", "--bind", ADDRESS, "--port", BULK_PORT)
+        system.wait_for(lambda: f":{BULK_PORT} " in system.run(["ss", "-Hltn"]).stdout,
+                        "iperf3 to listen")
+
+
+class Tproxy(World):
+    """tproxyd with its hooks on the world's cgroups."""
+
+    name = "tproxy"
+    about = "tproxyd, handshakes held until the server answers (the default)"
+    options = ("--hold", "on")
+
+    def make_cgroups(self):
+        self.box = Sandbox(proxy=("--log-sessions", "no", *self.options))
+        self._stack.enter_context(self.box)
+        self.clients, self.proxy = self.box.clients, self.box.servers
+
+    @property
+    def pins(self):
+        return self.box.pins
+
+
+class TproxyNoHold(Tproxy):
+    name = "tproxy-nohold"
+    about = "tproxyd with hold = off"
+    options = ("--hold", "off")
+
+
+class HAProxy(World):
+    name = "haproxy"
+    about = "HAProxy behind nft REDIRECT"
+
+    def start_proxy(self):
+        self.redirect("redirect.nft")
+        self.spawn_peer(PROXY_PORTS[:1], "haproxy", "-db", "-n", most_sessions(), "-f",
+                        self.config("haproxy.cfg"))
+
+    def config(self, name):
+        """A copy that nobody may read, wherever the sources are."""
+        copy = self.scratch / name
+        copy.write_text((PEERS / name).read_text())
+        copy.chmod(0o644)
+        os.chown(self.scratch, 65534, 65534)
+        return copy
+
+
+class Redsocks(HAProxy):
+    name = "redsocks"
+    about = "redsocks behind nft REDIRECT, and microsocks"
+    session_descriptors = 8  # its own limit follows from that of descriptors, and is lower
+
+    def start_proxy(self):
+        self.redirect("redirect.nft")
+        self.spawn_peer((1080,), "microsocks", "-i", "127.0.0.1", "-p", "1080")
+        self.spawn_peer(PROXY_PORTS[:1], "redsocks", "-c", self.config("redsocks.conf"))
+
+
+class Nginx(HAProxy):
+    name = "nginx"
+    about = "nginx stream behind nft REDIRECT, fixed upstreams"
+
+    def start_proxy(self):
+        self.redirect("redirect-fixed.nft")
+        words = (f"pid {self.scratch}/nginx.pid; "
+                 "load_module /usr/lib/nginx/modules/ngx_stream_module.so;")
+        self.spawn_peer(PROXY_PORTS, "nginx", "-e", "stderr", "-p", self.scratch, "-c",
+                        self.config("nginx.conf"), "-g", words)
+
+
+class SocketProxyd(World):
+    name = "socket-proxyd"
+    about = "systemd-socket-proxyd behind nft REDIRECT, fixed upstreams"
+    session_descriptors = 6  # two pipes
+
+    def start_proxy(self):
+        self.redirect("redirect-fixed.nft")
+        for port, upstream in zip(PROXY_PORTS, (PORT, SINK_PORT, BULK_PORT)):
+            self.spawn_peer((port,), "systemd-socket-activate", "-l", f"127.0.0.1:{port}",
+                            "/lib/systemd/systemd-socket-proxyd", "--connections-max=30000",
+                            f"{ADDRESS}:{upstream}")
+            with socket.create_connection(("127.0.0.1", port)):
+                pass  # the first connection starts it
+
+
+ALL = (World, Tproxy, TproxyNoHold, HAProxy, Redsocks, Nginx, SocketProxyd)
+OURS = ("tproxy", "tproxy-nohold")
+PACKAGES = ("haproxy", "redsocks", "microsocks", "nginx-light", "libnginx-mod-stream", "systemd",
+            "iperf3", "nftables")
