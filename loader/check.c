@@ -5,6 +5,7 @@
 #include "mounts.h"
 #include "probe.h"
 #include "repair.h"
+#include "unclaimed.h"
 #include "upgrade.h"
 
 /* Names everything that is missing, not only the first. */
@@ -63,6 +64,8 @@ int check_run(const struct settings *settings, struct failure *f)
 		err = set_read_both(settings->common.name, &set, &side, f);
 	if (!err)
 		err = cgroups_check_overlap(&cgs, settings->common.name, f);
+	if (!err)
+		err = unclaimed_check(&cgs, &set, &side, f);
 	if (err)
 		return err;
 	/* What comes after the repair depends on what it finds, so there is no plan to show yet. */

@@ -15,6 +15,7 @@
 #include "repair.h"
 #include "set.h"
 #include "settings.h"
+#include "unclaimed.h"
 #include "unload.h"
 #include "upgrade.h"
 
@@ -128,6 +129,8 @@ static int load(const struct settings *settings, const struct cgroups *cgs, stru
 	err = set_read_both(settings->common.name, &set, &side, f);
 	if (!err)
 		err = cgroups_check_overlap(cgs, settings->common.name, f);
+	if (!err)
+		err = unclaimed_check(cgs, &set, &side, f);
 	if (!err)
 		err = object_open(settings->max_connections, &obj, f);
 	if (!err && repair_needed(&set, &side))

@@ -118,30 +118,6 @@ static int upgrade_take_back(const struct set *set, struct failure *f)
 	return 0;
 }
 
-/* The map called as our table says among those that a program uses; -ENOENT if it uses none such.
- */
-static int map_of_program(int prog_fd, enum pin_map map)
-{
-	struct bpf_prog_info info = {};
-	__u32 len = sizeof(info), ids[16] = {0};
-
-	info.nr_map_ids = ARRAY_SIZE(ids);
-	info.map_ids = (__u64)(unsigned long)ids;
-	if (bpf_obj_get_info_by_fd(prog_fd, &info, &len))
-		return -errno;
-	for (__u32 i = 0; i < info.nr_map_ids && i < ARRAY_SIZE(ids); i++) {
-		struct bpf_map_info found = {};
-		int fd _cleanup_fd_ = bpf_map_get_fd_by_id(ids[i]);
-
-		len = sizeof(found);
-		if (fd < 0 || bpf_obj_get_info_by_fd(fd, &found, &len))
-			continue;
-		if (found.type == pin_maps[map].type && !strcmp(found.name, pin_maps[map].name))
-			return TAKE_FD(fd);
-	}
-	return -ENOENT;
-}
-
 /* A map whose pin somebody removed: programs in force still hold it. An fd, or -ENOENT: none does.
  */
 static int map_find(const struct set *set, enum pin_map map)
@@ -156,7 +132,7 @@ static int map_find(const struct set *set, enum pin_map map)
 			prog = fcntl(pin->fd, F_DUPFD_CLOEXEC, 0);
 		if (prog < 0)
 			continue;
-		fd = map_of_program(prog, map);
+		fd = instance_find_map(prog, map);
 		if (fd >= 0)
 			return fd;
 	}

@@ -178,11 +178,12 @@ static int dir_open(const char *path, const char *name, struct failure *f)
 	if (fstat(fd, &st))
 		return fail(f, -errno, "cannot read %s: %m", path);
 	if (st.st_uid || (st.st_mode & 0777) != 0700)
-		return fail(f, -EPERM,
-			    "%s belongs to uid %u with mode %04o, ours belong to root with mode "
-			    "0700, so others may have touched what is in it; remove it or use "
-			    "another --name than %s",
-			    path, st.st_uid, st.st_mode & 07777, name);
+		return fail(
+			f, -EPERM,
+			"%s belongs to uid %u with mode %04o, ours belong to root with mode "
+			"0700, so others may have touched what is in it; if that was you: chown "
+			"root %s; chmod 0700 %s; else use another --name than %s",
+			path, st.st_uid, st.st_mode & 07777, path, path, name);
 	return TAKE_FD(fd);
 }
 

@@ -210,7 +210,10 @@ static int links_remove(const struct upgrade *up)
 				continue;
 			bpf_link_detach(pin->fd); /* at once; see unload.c */
 			if (unlink(set_path(up->set, pin->file, path)) && errno != ENOENT && !err)
-				err = fail(up->f, -errno, "cannot remove %s: %m", path);
+				err = fail(up->f, -errno,
+					   "the new settings are in force, but "
+					   "%s cannot be removed: %m; run it again",
+					   path);
 		}
 	return err;
 }
@@ -246,6 +249,7 @@ int upgrade_apply(const struct settings *settings, const struct cgroups *cgs, co
 {
 	struct upgrade up _cleanup_(upgrade_free) = {
 		.settings = settings, .cgs = cgs, .set = set, .obj = obj, .plan = plan, .f = f};
+	struct failure second;
 	int err;
 
 	if (plan->reload) {
@@ -265,11 +269,10 @@ int upgrade_apply(const struct settings *settings, const struct cgroups *cgs, co
 	err = links_remove(&up);
 	if (plan->settings || plan->reload || plan->hold)
 		settings_store(&up);
-	if (err)
-		return err;
+	up.f = &second;
 	if (transfers_sync(&up))
 		log_warning(
 			"instance %s: some connections made during the upgrade may be reset: %s",
-			set->name, f->text);
-	return 0;
+			set->name, second.text);
+	return err;
 }

@@ -3,7 +3,6 @@
 
 #include <bpf/bpf.h>
 #include <inttypes.h>
-#include <stdarg.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -13,12 +12,14 @@
 #define MAX_PROGRAMS 128
 #define FULL_PERCENT 90
 
+#define MAX_CONNECTIONS 16777216 /* tproxy-load takes no more */
+
 /* One instance under examination. */
 struct patient {
 	json_t *findings;
 	const json_t *in, *all;
 	const char *name;
-	char load[1024]; /* the command that loads it as it was: the fix of most things */
+	const char *load; /* the command that loads it as it was: the fix of most things */
 };
 
 static void well(const struct patient *p, const char *text)
@@ -72,11 +73,11 @@ static void check_mode(const struct patient *p)
 
 	if (stat(path, &st))
 		return;
-	if (!(st.st_mode & 0027) && !st.st_uid) {
+	if ((st.st_mode & 0777) == 0700 && !st.st_uid) { /* as tproxy-load has it */
 		well(p, "the directory of pins is root's alone");
 		return;
 	}
-	snprintf(fix, sizeof(fix), "chown root %s; chmod 0700 %s", path, path);
+	snprintf(fix, sizeof(fix), "if that was you: chown root %s; chmod 0700 %s", path, path);
 	finding(p->findings, PROBE_FAIL, p->name, fix,
 		"%s has mode %04o and belongs to user %u: others can reach the pins", path,
 		st.st_mode & 07777, st.st_uid);
@@ -138,14 +139,16 @@ static void check_maps(const struct patient *p)
 {
 	json_t *maps = json_object_get(p->in, "maps"), *map;
 	const char *name;
-	char fix[sizeof(p->load) + 64];
 
 	json_object_foreach (maps, name, map) {
 		uint64_t used = tree_value(map, "used"), max = tree_value(map, "max");
+		char *fix _cleanup_free_ = NULL;
 
 		if (used * 100 < max * FULL_PERCENT)
 			continue;
-		snprintf(fix, sizeof(fix), "%s --max-connections %" PRIu64, p->load, 4 * max);
+		if (max < MAX_CONNECTIONS)
+			fix = checkup_load_command(
+				p->in, 4 * max < MAX_CONNECTIONS ? 4 * max : MAX_CONNECTIONS);
 		finding(p->findings, PROBE_WARN, p->name, fix,
 			"%s holds %" PRIu64 " of at most %" PRIu64 " entries", name, used, max);
 	}
@@ -177,6 +180,14 @@ static void report_program(json_t *findings, const char *what, const char *hook,
 		bpf_obj_get_info_by_fd(fd, &info, &len);
 	snprintf(fix, sizeof(fix), "see whose it is: bpftool prog show id %u; bpftool cgroup tree",
 		 id);
+	if (!strncmp(info.name, "tp_", 3)) {
+		finding(findings, PROBE_FAIL, what, fix,
+			"a program of tproxy (id %u, '%.*s') is on the hook %s, but no instance "
+			"here has it: it was loaded where another bpffs is at " BPFFS_ROOT
+			", or its pins were removed",
+			id, BPF_OBJ_NAME_LEN, info.name, hook);
+		return;
+	}
 	finding(findings, PROBE_WARN, what, fix,
 		"a program that is none of ours runs on the hook %s too: id %u, '%.*s'; it may "
 		"change or "
@@ -184,7 +195,8 @@ static void report_program(json_t *findings, const char *what, const char *hook,
 		hook, id, BPF_OBJ_NAME_LEN, info.name);
 }
 
-/* What runs on our hooks for the processes of a cgroup: attached there or to any ancestor. */
+/* What runs on our hooks for the processes of a cgroup: attached there or to any ancestor. How
+ * many, or -ENOENT: cannot look. */
 static int check_foreign(json_t *findings, const char *what, const char *path, const json_t *all)
 {
 	struct failure ignored;
@@ -192,7 +204,7 @@ static int check_foreign(json_t *findings, const char *what, const char *path, c
 	int fd _cleanup_fd_ = cgroup_open(path, &id, &ignored), found = 0;
 
 	if (fd < 0)
-		return 0;
+		return -ENOENT;
 	for (int p = 0; p < PIN_HOOK_COUNT; p++) {
 		__u32 ids[MAX_PROGRAMS], count = MAX_PROGRAMS;
 
@@ -211,66 +223,129 @@ static int check_foreign(json_t *findings, const char *what, const char *path, c
 
 static void check_neighbours(const struct patient *p)
 {
+	int looked = 0, found = 0;
 	json_t *cgroup;
-	int found = 0;
 	size_t i;
 
 	json_array_foreach (json_object_get(p->in, "cgroups"), i, cgroup) {
 		const char *path = tree_text(cgroup, "path");
+		int n;
 
-		if (*path) /* "/a/b", of the hierarchy */
-			found += check_foreign(p->findings, p->name, path[1] ? path + 1 : ".",
-					       p->all);
+		if (!*path) /* gone */
+			continue;
+		n = check_foreign(p->findings, p->name, path[1] ? path + 1 : ".", p->all);
+		if (n < 0)
+			finding(p->findings, PROBE_WARN, p->name, "run tproxy doctor as root",
+				"cannot look at the hooks of cgroup %s", path);
+		looked++;
+		found += n;
 	}
-	if (!found)
+	if (looked && !found)
 		well(p, "no other programs on its hooks");
 }
 
-static void _printf_(2, 3) load_append(struct patient *p, const char *fmt, ...)
+/* Such that a shell takes it for one word, in printable ASCII. */
+static void put_quoted(FILE *out, const char *text)
 {
-	size_t used = strlen(p->load);
-	va_list ap;
+	static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+				    "/._-@:+,%=";
 
-	va_start(ap, fmt);
-	vsnprintf(p->load + used, sizeof(p->load) - used, fmt, ap);
-	va_end(ap);
+	if (*text && strspn(text, plain) == strlen(text)) {
+		fputs(text, out);
+		return;
+	}
+	fputs("$'", out); /* bash, zsh, and sh(1) as of POSIX.1-2024 */
+	for (; *text; text++) {
+		unsigned char c = *text;
+
+		if (c < 0x20 || c >= 0x7f)
+			fprintf(out, "\\%03o", c);
+		else if (c == '\'' || c == '\\')
+			fprintf(out, "\\%c", c);
+		else
+			fputc(c, out);
+	}
+	fputc('\'', out);
 }
 
-/*
- * Without a configuration file the settings came from the command line: without them again, the
- * hooks would move to the root cgroup.
- */
-static void load_command(struct patient *p)
+/* Whether the configuration file names cgroups. */
+static int config_has_cgroups(const char *name)
 {
-	char config[64 + TP_NAME_LEN];
-	json_t *cgroup;
+	FILE *file _cleanup_file_ = NULL;
+	char *line _cleanup_free_ = NULL, path[64 + TP_NAME_LEN], equals[2];
+	size_t size = 0;
+
+	snprintf(path, sizeof(path), "/etc/tproxy/%s.conf", name);
+	file = fopen(path, "re");
+	while (file && getline(&line, &size, file) > 0)
+		if (sscanf(line, " cgroup %1[=]", equals) == 1)
+			return 1;
+	return 0;
+}
+
+/* Without --cgroup the hooks would move to the root cgroup, and every process be intercepted. */
+static void put_cgroups(FILE *out, const json_t *in, const char **ret_unknown)
+{
+	json_t *cgroups = json_object_get(in, "cgroups"), *cgroup;
+	char root[PATH_MAX];
+	struct failure ignored;
 	size_t i;
 
-	load_append(p, "tproxy-load --name %s", p->name);
-	snprintf(config, sizeof(config), "/etc/tproxy/%s.conf", p->name);
-	if (!access(config, F_OK))
-		return;
-	if (!json_object_get(p->in, "abi")) {
-		load_append(p, ", with the options it was loaded with");
-		return;
-	}
-	json_array_foreach (json_object_get(p->in, "cgroups"), i, cgroup) {
+	*ret_unknown = "";
+	if (!json_array_size(cgroups) && !config_has_cgroups(tree_text(in, "name")))
+		*ret_unknown = ", with each --cgroup as it was loaded: no link is left that tells "
+			       "(without it that is the root cgroup, every process)";
+	json_array_foreach (cgroups, i, cgroup) {
 		const char *path = tree_text(cgroup, "path");
 
-		if (strcmp(path, "/")) /* relative to the root of the hierarchy */
-			load_append(p, " --cgroup %s", *path ? path + 1 : "PATH");
+		fputs(" --cgroup ", out);
+		if (!*path) {
+			fputs("PATH", out);
+			*ret_unknown = ", where PATH is the cgroup in the place of the one that "
+				       "has been removed";
+		} else if (path[1]) { /* relative to the root of the hierarchy */
+			put_quoted(out, path + 1);
+		} else {
+			put_quoted(out, cgroup2_root(root, &ignored) ? "." : root);
+		}
 	}
-	load_append(p, " --port %" PRIu64 " --on-proxy-down %s", tree_value(p->in, "port"),
-		    tree_text(p->in, "policy"));
+}
+
+char *checkup_load_command(const json_t *in, uint64_t max)
+{
+	const char *name = tree_text(in, "name"), *unknown;
+	char *text = NULL;
+	size_t size;
+	FILE *out = open_memstream(&text, &size);
+
+	if (!out)
+		return NULL;
+	if (tree_true(in, "other_version")) /* which is not changed in place */
+		fprintf(out, "tproxy-load --name %s --unload; ", name);
+	fprintf(out, "tproxy-load --name %s", name);
+	put_cgroups(out, in, &unknown);
+	if (json_object_get(in, "abi"))
+		fprintf(out, " --port %" PRIu64 " --on-proxy-down %s", tree_value(in, "port"),
+			tree_text(in, "policy"));
+	if (!max)
+		max = tree_value(in, "max_connections");
+	if (max)
+		fprintf(out, " --max-connections %" PRIu64, max);
+	fputs(unknown, out);
+	if (!json_object_get(in, "abi"))
+		fputs(", with --port and --on-proxy-down as it was loaded", out);
+	fclose(out);
+	return text;
 }
 
 void checkup_instance(json_t *findings, const json_t *in, const json_t *all)
 {
-	struct patient p = {findings, in, all, tree_text(in, "name"), ""};
+	char *load _cleanup_free_ = checkup_load_command(in, 0);
+	struct patient p = {findings, in, all, tree_text(in, "name"), load};
 
-	load_command(&p);
 	/* A pin that is missing is said below, once. */
-	if (*tree_text(in, "error") && !json_array_size(json_object_get(in, "missing_pins")))
+	if (*tree_text(in, "error") &&
+	    (!json_object_get(in, "abi") || !json_array_size(json_object_get(in, "missing_pins"))))
 		finding(findings, PROBE_FAIL, p.name, p.load, "%s", tree_text(in, "error"));
 	check_mode(&p);
 	if (!json_object_get(in, "abi")) /* nothing else could be read */
@@ -283,8 +358,8 @@ void checkup_instance(json_t *findings, const json_t *in, const json_t *all)
 	check_neighbours(&p);
 }
 
-void checkup_root_cgroup(json_t *findings)
+void checkup_root_cgroup(json_t *findings, const json_t *all)
 {
-	if (!check_foreign(findings, "root cgroup", ".", NULL))
+	if (!check_foreign(findings, "root cgroup", ".", all))
 		finding(findings, PROBE_OK, "root cgroup", NULL, "no other programs on our hooks");
 }

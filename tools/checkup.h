@@ -15,6 +15,12 @@ void finding(json_t *findings, enum probe_result result, const char *what, const
 void checkup_instance(json_t *findings, const json_t *in, const json_t *all);
 
 /* Programs that a first instance on the root cgroup would share its hooks with. */
-void checkup_root_cgroup(json_t *findings);
+void checkup_root_cgroup(json_t *findings, const json_t *all);
+
+/*
+ * The command that loads an instance as it is, with `max` connections where that is not 0; and in
+ * words what of it cannot be known. To be freed.
+ */
+char *checkup_load_command(const json_t *in, uint64_t max);
 
 #endif

@@ -283,13 +283,10 @@ int cmd_conns(int argc, char **argv)
 			each_instance(settings.common.instance, &q);
 		else
 			instance_each(each_instance, &q);
-		if (settings.common.json)
-			tree_print(tree, stdout, JSON_INDENT(2));
-		else
-			print_text(tree);
+		r = tree_show(tree, settings.common.json, print_text) ? EXIT_WRONG : 0;
 	}
 	command_free(&program, &settings);
 	if (r < 0)
 		return EXIT_USAGE;
-	return json_array_size(q.errors) ? EXIT_WRONG : 0;
+	return json_array_size(q.errors) ? EXIT_WRONG : r;
 }

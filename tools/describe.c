@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause
 #include "describe.h"
 
+#include <bpf/bpf.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -79,6 +80,7 @@ static json_t *describe_links(const struct hook_link *links, size_t count, json_
 		tree_set(hook, "link", tree_number(l->link_id));
 		tree_set(hook, "program", tree_number(l->prog_id));
 		tree_set(hook, "cgroup", l->cgroup_id ? tree_number(l->cgroup_id) : tree_null());
+		tree_set(hook, "pinned_cgroup", tree_number(l->pinned_cgroup));
 		tree_set(hook, "pin", tree_string(l->pin));
 		tree_add(hooks, hook);
 	}
@@ -189,47 +191,92 @@ static int describe_maps(json_t *tree, const struct instance *inst, struct failu
 	return err;
 }
 
-static int describe_pins(json_t *tree, const char *name, struct failure *f)
+static int describe_pins(json_t *tree, const char *name, struct hook_link **ret_links,
+			 size_t *ret_count, struct failure *f)
 {
-	struct hook_link *links _cleanup_free_ = NULL;
-	json_t *cgroups = tree_array();
-	size_t count = 0;
-	int err;
+	json_t *cgroups;
+	int err = links_read(name, ret_links, ret_count, f);
 
-	err = links_read(name, &links, &count, f);
-	if (count)
-		qsort(links, count, sizeof(*links), link_order);
-	tree_set(tree, "hooks", describe_links(links, count, cgroups));
-	tree_set(tree, "missing_pins", missing_pins(name, links, count, cgroups));
+	if (err)
+		return err;
+	if (*ret_count)
+		qsort(*ret_links, *ret_count, sizeof(**ret_links), link_order);
+	cgroups = tree_array();
+	tree_set(tree, "hooks", describe_links(*ret_links, *ret_count, cgroups));
+	tree_set(tree, "missing_pins", missing_pins(name, *ret_links, *ret_count, cgroups));
 	tree_set(tree, "cgroups", cgroups);
-	return err;
+	return 0;
 }
 
+/* The pinned map, else the one that the hooks in force use. An fd or -errno. */
+static int map_find(const char *name, const struct hook_link *links, size_t count, enum pin_map map)
+{
+	struct failure ignored;
+	int fd = instance_open_map(name, "", map, &ignored);
+
+	for (size_t i = 0; fd < 0 && i < count; i++) {
+		int prog _cleanup_fd_ = bpf_prog_get_fd_by_id(links[i].prog_id);
+
+		if (prog >= 0)
+			fd = instance_find_map(prog, map);
+	}
+	return fd;
+}
+
+static int config_read(const char *name, const struct hook_link *links, size_t count,
+		       struct tp_config *ret)
+{
+	int fd _cleanup_fd_ = map_find(name, links, count, PIN_MAP_config);
+	struct bpf_map_info info = {};
+	__u32 len = sizeof(info), zero = 0;
+
+	if (fd < 0)
+		return fd;
+	if (bpf_obj_get_info_by_fd(fd, &info, &len))
+		return -errno;
+	if (info.value_size != sizeof(*ret))
+		return -EPROTO;
+	if (bpf_map_lookup_elem(fd, &zero, ret))
+		return -errno;
+	return ret->magic == ABI_MAGIC && ret->abi == ABI_VERSION ? 0 : -EPROTO;
+}
+
+static uint64_t max_connections(const char *name, const struct hook_link *links, size_t count)
+{
+	int fd _cleanup_fd_ = map_find(name, links, count, PIN_MAP_socks);
+	struct bpf_map_info info = {};
+	__u32 len = sizeof(info);
+
+	return fd < 0 || bpf_obj_get_info_by_fd(fd, &info, &len) ? 0 : info.max_entries;
+}
+
+/* What is in force is shown even where its pins are not whole. */
 static json_t *describe_instance(const char *name)
 {
 	struct instance inst _cleanup_(instance_close) = INSTANCE_INIT;
+	struct hook_link *links _cleanup_free_ = NULL;
 	json_t *tree = tree_object(), *listeners;
+	struct failure f, second;
+	struct tp_config config;
 	char dir[PATH_MAX];
-	struct failure f;
-	int err;
+	size_t count = 0;
+	int err, r;
 
 	tree_set(tree, "name", tree_string(name));
 	tree_set(tree, "directory", tree_string(instance_dir(name, "", dir)));
-	err = instance_open(name, 0, &inst, &f);
-	if (!err) {
-		describe_config(tree, inst.config);
-		tree_set(tree, "proxies", describe_proxies(inst.config, sockdiag_netns_cookie()));
-		listeners = listeners_describe(name, inst.config->port);
+	err = instance_open(name, ~0U, &inst, &f);
+	tree_set(tree, "other_version", tree_bool(err == -EPROTO));
+	r = describe_pins(tree, name, &links, &count, err ? &second : &f);
+	tree_set(tree, "max_connections", tree_number(max_connections(name, links, count)));
+	if (!config_read(name, links, count, &config)) {
+		describe_config(tree, &config);
+		tree_set(tree, "proxies", describe_proxies(&config, sockdiag_netns_cookie()));
+		listeners = listeners_describe(name, config.port);
 		tree_set(tree, "serving", listeners_serving(listeners));
 		tree_set(tree, "listeners", listeners);
-		err = describe_pins(tree, name, &f);
-		instance_close(&inst);
 	}
-	/* A second look: a missing map_socks hides neither the settings nor the hooks. */
 	if (!err)
-		err = instance_open(name, ~0U, &inst, &f);
-	if (!err)
-		err = describe_maps(tree, &inst, &f);
+		err = r ?: describe_maps(tree, &inst, &f);
 	if (err)
 		tree_set(tree, "error", tree_string(f.text));
 	return tree;

@@ -114,34 +114,60 @@ static int stale_sandbox(struct sandbox *box, void *user)
 	return 0;
 }
 
+static int unknown_sandbox(struct sandbox *box, void *user)
+{
+	char fix[PATH_MAX + 64];
+
+	snprintf(fix, sizeof(fix), "see who is in it: cat %s/*/cgroup.procs", box->cgroup);
+	finding(user, PROBE_WARN, box->name, fix,
+		"cannot tell whether this tproxy run lives: there is no lock file of it here, nor "
+		"is its process to be seen; it may run in a container, or its /run was lost");
+	return 0;
+}
+
+static const json_t *instance_of(const json_t *all, const char *name)
+{
+	json_t *in;
+	size_t i;
+
+	json_array_foreach (all, i, in) {
+		if (!strcmp(tree_text(in, "name"), name))
+			return in;
+	}
+	return NULL;
+}
+
 /* NAME~new is where a load prepares an instance; nobody but a running loader needs it. */
-static void check_staging(json_t *findings)
+static void check_staging(json_t *findings, const json_t *all)
 {
 	size_t suffix = strlen(PIN_NEW_SUFFIX);
 	DIR *dir _cleanup_dir_ = opendir(BPFFS_ROOT);
-	char name[NAME_MAX + 1], fix[2 * NAME_MAX + 64];
 	struct failure ignored;
 	struct dirent *e;
 
 	while (dir && (e = readdir(dir))) {
+		char *fix _cleanup_free_ = NULL, name[NAME_MAX + 1], unload[NAME_MAX + 64];
 		size_t len = strlen(e->d_name);
+		const json_t *in;
 
 		if (len <= suffix || strcmp(e->d_name + len - suffix, PIN_NEW_SUFFIX))
 			continue;
 		snprintf(name, sizeof(name), "%.*s", (int)(len - suffix), e->d_name);
 		if (instance_name_check(name, &ignored))
 			continue;
-		snprintf(fix, sizeof(fix),
-			 "tproxy-load --name %s, or tproxy-load --name %s --unload", name, name);
-		finding(findings, PROBE_WARN, name, fix,
+		in = instance_of(all, name); /* in force: not to be unloaded for this */
+		if (in)
+			fix = checkup_load_command(in, 0);
+		else
+			snprintf(unload, sizeof(unload), "tproxy-load --name %s --unload", name);
+		finding(findings, PROBE_WARN, name, in ? fix : unload,
 			"%s/%s is left from a load that was interrupted (or one that runs now)",
 			BPFFS_ROOT, e->d_name);
 	}
 }
 
-static void check_instances(json_t *findings, const char *only)
+static void check_instances(json_t *findings, const json_t *all, const char *only)
 {
-	json_t *all _cleanup_tree_ = describe_instances(NULL);
 	json_t *in;
 	int found = 0;
 	size_t i;
@@ -154,18 +180,18 @@ static void check_instances(json_t *findings, const char *only)
 	}
 	if (found)
 		return;
-	checkup_root_cgroup(findings);
+	checkup_root_cgroup(findings, all);
 	finding(findings, only ? PROBE_FAIL : PROBE_WARN, only ? only : "instances",
 		"tproxy-load, or for one command: tproxy run -- COMMAND", "not loaded");
 }
 
-static void print_text(const json_t *findings)
+static void print_text(const json_t *tree)
 {
 	static const char *const labels[] = {"ok", "WARNING", "WRONG"};
 	size_t count[ARRAY_SIZE(verdicts)] = {0}, i;
 	json_t *one;
 
-	json_array_foreach (findings, i, one) {
+	json_array_foreach (json_object_get(tree, "findings"), i, one) {
 		const char *fix = tree_text(one, "fix");
 		size_t v = 0;
 
@@ -183,6 +209,7 @@ static void print_text(const json_t *findings)
 static int examine(const struct command_settings *settings)
 {
 	json_t *tree _cleanup_tree_ = tree_object();
+	json_t *all _cleanup_tree_ = describe_instances(NULL);
 	json_t *findings = tree_array(), *one;
 	bool wrong = false;
 	size_t i;
@@ -191,18 +218,15 @@ static int examine(const struct command_settings *settings)
 	check_probes(findings);
 	check_sysctls(findings);
 	check_bpffs_mounts(findings);
-	check_instances(findings, settings->instance);
-	check_staging(findings);
+	check_instances(findings, all, settings->instance);
+	check_staging(findings, all);
 	sandbox_each_stale(stale_sandbox, findings);
+	sandbox_each_unknown(unknown_sandbox, findings);
 	json_array_foreach (findings, i, one) {
 		wrong |= !strcmp(tree_text(one, "result"), verdicts[PROBE_FAIL]);
 	}
 	tree_set(tree, "well", tree_bool(!wrong));
-	if (settings->json)
-		tree_print(tree, stdout, JSON_INDENT(2));
-	else
-		print_text(findings);
-	return wrong ? EXIT_WRONG : 0;
+	return tree_show(tree, settings->json, print_text) || wrong ? EXIT_WRONG : 0;
 }
 
 int cmd_doctor(int argc, char **argv)

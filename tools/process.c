@@ -9,7 +9,7 @@
 uint64_t process_start_time(pid_t pid)
 {
 	unsigned long long start = 0;
-	char path[64], line[1024], *p;
+	char state, path[64], line[1024], *p;
 	FILE *file _cleanup_file_ = NULL;
 
 	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
@@ -17,10 +17,12 @@ uint64_t process_start_time(pid_t pid)
 	if (!file || !fgets(line, sizeof(line), file))
 		return 0;
 	p = strrchr(line, ')'); /* the name before it may hold anything */
-	if (!p || sscanf(p + 1,
-			 "%*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
-			 "%*s %*s %*s %llu",
-			 &start) != 1)
+	if (!p ||
+	    sscanf(p + 1,
+		   " %c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
+		   "%*s %*s %*s %llu",
+		   &state, &start) != 2 ||
+	    state == 'Z' || state == 'X') /* ended, and only not yet waited for */
 		return 0;
 	return start;
 }

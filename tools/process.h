@@ -8,7 +8,8 @@
 
 #define PROCESS_COMM_LEN 64 /* kernel threads' names are longer than TASK_COMM_LEN */
 
-/* In clock ticks after boot: with the pid, names a process once and for all. 0: no such process. */
+/* In clock ticks after boot: with the pid, names a process once and for all. 0: no such process, or
+ * a zombie. */
 uint64_t process_start_time(pid_t pid);
 
 /* Empty where there is no such process. Returns buf. */

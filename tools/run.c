@@ -94,7 +94,8 @@ struct run {
 	struct sandbox box;
 	struct child proxy, command;
 	sigset_t old_mask;
-	int signals, notify, log;
+	struct caller caller;
+	int notify, log;
 	uint16_t port;
 	int stopped_by; /* signal that came before the command was started */
 	bool ready, proxy_died;
@@ -107,14 +108,17 @@ static int signals_take(struct run *r, struct failure *f)
 	static const int passed_on[] = {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2};
 	sigset_t blocked, wanted;
 
+	/* Some that start us ignore SIGCHLD, and children would leave no exit code then. */
+	signal(SIGCHLD, SIG_DFL);
 	sigemptyset(&wanted);
 	for (size_t i = 0; i < ARRAY_SIZE(passed_on); i++)
 		sigaddset(&wanted, passed_on[i]);
 	blocked = wanted;
 	sigaddset(&blocked, SIGPIPE);
 	sigprocmask(SIG_BLOCK, &blocked, &r->old_mask);
-	r->signals = signalfd(-1, &wanted, SFD_CLOEXEC | SFD_NONBLOCK);
-	return r->signals < 0 ? fail(f, -errno, "cannot receive signals: %m") : 0;
+	r->caller.mask = &r->old_mask;
+	r->caller.signals = signalfd(-1, &wanted, SFD_CLOEXEC | SFD_NONBLOCK);
+	return r->caller.signals < 0 ? fail(f, -errno, "cannot receive signals: %m") : 0;
 }
 
 /* The next signal that has come, or 0. *ret_typed: from the terminal, so the command has it too. */
@@ -122,7 +126,7 @@ static int signal_next(const struct run *r, int *ret_typed)
 {
 	struct signalfd_siginfo info;
 
-	if (read(r->signals, &info, sizeof(info)) != sizeof(info))
+	if (read(r->caller.signals, &info, sizeof(info)) != sizeof(info))
 		return 0;
 	*ret_typed = info.ssi_code == SI_KERNEL;
 	return info.ssi_signo;
@@ -147,7 +151,7 @@ static int sweep(struct sandbox *box, void *user)
 	struct failure f;
 
 	memcpy(name, box->name, sizeof(name));
-	if (sandbox_destroy(box, &r->old_mask, &f))
+	if (sandbox_destroy(box, &r->caller, &f))
 		log_warning("%s was left by a run that was killed: %s", name, f.text);
 	else if (!r->settings->quiet)
 		log_notice("removed %s, left by a run that was killed", name);
@@ -172,10 +176,11 @@ static int load(struct run *r, struct failure *f)
 	int code;
 
 	snprintf(port, sizeof(port), "%u", r->port);
-	code = command_run(argv, &r->old_mask, output, sizeof(output), f);
+	code = command_run(argv, &r->caller, output, sizeof(output), f);
+	if (code == -EINTR)
+		return signals_check(r, f) ?: code;
 	if (code <= 0)
 		return code;
-	output[strcspn(output, "\n")] = 0;
 	if (!strncmp(sentence, "tproxy-load: ", strlen("tproxy-load: ")))
 		sentence += strlen("tproxy-load: ");
 	return fail(f, -EIO, "the hooks for %s cannot be loaded: %s", r->argv[0],
@@ -186,7 +191,7 @@ static int proxy_wait_ready(struct run *r, struct failure *f)
 {
 	struct pollfd fds[] = {{.fd = r->notify, .events = POLLIN},
 			       {.fd = r->proxy.pidfd, .events = POLLIN},
-			       {.fd = r->signals, .events = POLLIN}};
+			       {.fd = r->caller.signals, .events = POLLIN}};
 
 	for (;;) {
 		int n = poll(fds, ARRAY_SIZE(fds), READY_TIMEOUT_MS), err;
@@ -263,7 +268,7 @@ static void proxy_report_death(struct run *r)
 static int command_watch(struct run *r)
 {
 	struct pollfd fds[] = {{.fd = r->command.pidfd, .events = POLLIN},
-			       {.fd = r->signals, .events = POLLIN},
+			       {.fd = r->caller.signals, .events = POLLIN},
 			       {.fd = r->proxy.pidfd, .events = POLLIN}};
 	int signal, typed;
 
@@ -302,7 +307,7 @@ static void background_end(struct run *r)
 static void proxy_stop(struct run *r)
 {
 	struct pollfd fds[] = {{.fd = r->proxy.pidfd, .events = POLLIN},
-			       {.fd = r->signals, .events = POLLIN}};
+			       {.fd = r->caller.signals, .events = POLLIN}};
 	int typed;
 
 	if (!r->proxy.pid)
@@ -378,6 +383,9 @@ static int set_up(struct run *r, struct failure *f)
 	if (err)
 		return err;
 	sandbox_each_stale(sweep, r);
+	err = signals_check(r, f);
+	if (err)
+		return err;
 	err = r->settings->port ? (r->port = r->settings->port, 0) : port_pick(&r->port, f);
 	if (!err)
 		err = sandbox_create(&r->box, f);
@@ -398,7 +406,7 @@ static int run_command(struct run *r)
 			    .stderr_fd = -1,
 			    .dies_with_us = 1};
 	json_t *tree _cleanup_tree_ = NULL;
-	int code = EXIT_RUN, err;
+	int code = EXIT_RUN, typed, err;
 	struct failure f;
 
 	err = set_up(r, &f);
@@ -417,7 +425,9 @@ static int run_command(struct run *r)
 		tree = describe_end(r, code);
 		report_end(r, tree);
 	}
-	if (sandbox_destroy(&r->box, &r->old_mask, &f))
+	while (signal_next(r, &typed)) /* those were for what has ended by now */
+		;
+	if (sandbox_destroy(&r->box, &r->caller, &f))
 		log_error("%s", f.text);
 	return code;
 }
@@ -429,7 +439,7 @@ int cmd_run(int argc, char **argv)
 			.box = SANDBOX_INIT,
 			.proxy = CHILD_INIT,
 			.command = CHILD_INIT,
-			.signals = -1,
+			.caller = {.signals = -1},
 			.notify = -1,
 			.log = -1};
 	int next, code = 0, err;
@@ -444,7 +454,7 @@ int cmd_run(int argc, char **argv)
 		r.argv = argv + next;
 		code = run_command(&r);
 	}
-	fd_close(r.signals);
+	fd_close(r.caller.signals);
 	fd_close(r.notify);
 	fd_close(r.log);
 	command_free(&program, &settings);

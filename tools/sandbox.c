@@ -9,7 +9,6 @@
 #include "cgroup.h"
 #include "lib/mounts.h"
 #include "process.h"
-#include "spawn.h"
 
 #define LOCK_DIR      "/run/tproxy"
 #define LOCK_SUFFIX   ".lock"
@@ -36,29 +35,37 @@ static int set_paths(struct sandbox *box, const char *name, struct failure *f)
 }
 
 /*
- * Opens and locks. Whoever had the lock before may have removed the file between our open() and
- * flock(): then ours is no longer the one others see, and it is to be made again.
+ * Opens and locks; `flags` are of open(). Whoever had the lock before may have removed the file
+ * between our open() and flock(): then ours is no longer the one others see.
  */
-static int lock_take(struct sandbox *box, int flags, struct failure *f)
+static int lock_try(struct sandbox *box, int flags, int operation, struct failure *f)
 {
 	char path[PATH_MAX];
+	int fd _cleanup_fd_ = -1;
 	struct stat st;
 
 	lock_path(box, path);
-	for (;;) {
-		int fd _cleanup_fd_ = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | flags, 0600);
+	if (fd < 0)
+		return fail(f, -errno, "cannot open %s: %m", path);
+	if (flock(fd, operation))
+		return fail(f, -errno, "cannot lock %s: %m", path);
+	if (fstat(fd, &st))
+		return fail(f, -errno, "cannot read %s: %m", path);
+	if (!st.st_nlink)
+		return fail(f, -ENOENT, "%s has been removed", path);
+	box->lock = TAKE_FD(fd);
+	return 0;
+}
 
-		if (fd < 0)
-			return fail(f, -errno, "cannot make %s: %m", path);
-		if (flock(fd, LOCK_EX | flags))
-			return fail(f, -errno, "cannot lock %s: %m", path);
-		if (fstat(fd, &st))
-			return fail(f, -errno, "cannot read %s: %m", path);
-		if (st.st_nlink) {
-			box->lock = TAKE_FD(fd);
-			return 0;
-		}
-	}
+static int lock_make(struct sandbox *box, struct failure *f)
+{
+	int err;
+
+	do
+		err = lock_try(box, O_CREAT, LOCK_EX, f);
+	while (err == -ENOENT);
+	return err;
 }
 
 static void lock_remove(struct sandbox *box)
@@ -94,7 +101,7 @@ int sandbox_create(struct sandbox *ret, struct failure *f)
 		 (unsigned long long)process_start_time(getpid()));
 	err = set_paths(&box, name, f);
 	if (!err)
-		err = lock_take(&box, 0, f);
+		err = lock_make(&box, f);
 	if (err)
 		return err;
 	err = make_cgroups(&box, f);
@@ -107,7 +114,7 @@ int sandbox_create(struct sandbox *ret, struct failure *f)
 	return 0;
 }
 
-static int unload(const struct sandbox *box, const sigset_t *mask, struct failure *f)
+static int unload(const struct sandbox *box, const struct caller *caller, struct failure *f)
 {
 	char loader[PATH_MAX], dir[PATH_MAX], output[sizeof(f->text)];
 	char *argv[] = {program_find("tproxy-load", loader),
@@ -121,17 +128,16 @@ static int unload(const struct sandbox *box, const sigset_t *mask, struct failur
 	if (access(instance_dir(box->name, "", dir), F_OK) &&
 	    access(instance_dir(box->name, PIN_NEW_SUFFIX, dir), F_OK))
 		return 0;
-	code = command_run(argv, mask, output, sizeof(output), f);
+	code = command_run(argv, caller, output, sizeof(output), f);
 	if (code <= 0)
 		return code;
-	output[strcspn(output, "\n")] = 0;
 	return fail(f, -EIO,
 		    "cannot unload instance %s (exit code %d): %.700s; try: tproxy-load --name "
 		    "%s --unload",
 		    box->name, code, output, box->name);
 }
 
-int sandbox_destroy(struct sandbox *box, const sigset_t *mask, struct failure *f)
+int sandbox_destroy(struct sandbox *box, const struct caller *caller, struct failure *f)
 {
 	struct failure second;
 	int err, first;
@@ -141,7 +147,7 @@ int sandbox_destroy(struct sandbox *box, const sigset_t *mask, struct failure *f
 	/* Processes, hooks, cgroup: a survivor must not run on without the hooks, nor a link be
 	 * left without its cgroup. */
 	first = cgroup_kill(box->cgroup, f);
-	err = unload(box, mask, first ? &second : f);
+	err = unload(box, caller, first ? &second : f);
 	if (!first)
 		first = err;
 	err = cgroup_remove(box->cgroup, first ? &second : f);
@@ -155,21 +161,29 @@ int sandbox_destroy(struct sandbox *box, const sigset_t *mask, struct failure *f
 }
 
 /* run-PID-START and nothing else: an administrator's run-away is not ours to sweep. */
-static int is_sandbox_name(const char *name)
+static int name_parse(const char *name, pid_t *ret_pid, uint64_t *ret_start)
 {
-	static const char digits[] = "0123456789";
-	size_t n;
+	unsigned long long start;
+	char again[TP_NAME_LEN];
+	int pid;
 
-	if (strncmp(name, SANDBOX_INSTANCE_PREFIX, strlen(SANDBOX_INSTANCE_PREFIX)) ||
-	    strlen(name) >= TP_NAME_LEN)
-		return 0;
-	name += strlen(SANDBOX_INSTANCE_PREFIX);
-	n = strspn(name, digits);
-	if (!n || name[n] != '-')
-		return 0;
-	name += n + 1;
-	n = strspn(name, digits);
-	return n && !name[n];
+	if (sscanf(name, SANDBOX_INSTANCE_PREFIX "%d-%llu", &pid, &start) != 2 || pid <= 0)
+		return -EINVAL;
+	snprintf(again, sizeof(again), SANDBOX_INSTANCE_PREFIX "%d-%llu", pid, start);
+	if (strcmp(again, name))
+		return -EINVAL;
+	*ret_pid = pid;
+	*ret_start = start;
+	return 0;
+}
+
+/* Whether the process that made it is alive, as far as one sees from this pid namespace. */
+static int owner_lives(const char *name)
+{
+	uint64_t start;
+	pid_t pid;
+
+	return !name_parse(name, &pid, &start) && process_start_time(pid) == start;
 }
 
 struct names {
@@ -186,9 +200,11 @@ static void names_free(struct names *names)
 static int names_add(const char *name, void *user)
 {
 	struct names *names = user;
+	uint64_t start;
+	pid_t pid;
 	void *more;
 
-	if (!is_sandbox_name(name))
+	if (name_parse(name, &pid, &start))
 		return 0;
 	for (size_t i = 0; i < names->count; i++)
 		if (!strcmp(names->all[i], name))
@@ -225,29 +241,41 @@ static void names_add_from(struct names *names, const char *path, const char *pr
 int sandbox_each_stale(int (*cb)(struct sandbox *box, void *user), void *user)
 {
 	struct names names _cleanup_(names_free) = {0};
+	struct failure ignored;
+	int r = 0;
+
+	names_add_from(&names, LOCK_DIR, "", LOCK_SUFFIX);
+	for (size_t i = 0; !r && i < names.count; i++) {
+		struct sandbox box = SANDBOX_INIT;
+
+		if (owner_lives(names.all[i]) || set_paths(&box, names.all[i], &ignored) ||
+		    lock_try(&box, 0, LOCK_EX | LOCK_NB, &ignored))
+			continue;
+		r = cb(&box, user);
+		box.lock = fd_close(box.lock);
+	}
+	return r;
+}
+
+int sandbox_each_unknown(int (*cb)(struct sandbox *box, void *user), void *user)
+{
+	struct names names _cleanup_(names_free) = {0};
 	char root[PATH_MAX], path[PATH_MAX];
 	struct failure ignored;
 	int r = 0;
 
-	mkdir(LOCK_DIR, 0755); /* may have been removed while a cgroup or an instance was not */
-	names_add_from(&names, LOCK_DIR, "", LOCK_SUFFIX);
 	instance_each(names_add, &names);
 	if (!cgroup2_root(root, &ignored))
 		names_add_from(&names, root, CGROUP_PREFIX, "");
 	for (size_t i = 0; !r && i < names.count; i++) {
 		struct sandbox box = SANDBOX_INIT;
-		int had_lock;
 
-		if (set_paths(&box, names.all[i], &ignored))
+		if (owner_lives(names.all[i]) || set_paths(&box, names.all[i], &ignored))
 			continue;
 		lock_path(&box, path);
-		had_lock = !access(path, F_OK);
-		if (lock_take(&box, LOCK_NB, &ignored))
-			continue;
-		r = cb(&box, user);
-		if (box.lock >= 0 && !had_lock) /* made only to look */
-			lock_remove(&box);
-		box.lock = fd_close(box.lock);
+		if (access(path, F_OK) && errno == ENOENT &&
+		    (!access(box.cgroup, F_OK) || !access(instance_dir(box.name, "", root), F_OK)))
+			r = cb(&box, user); /* it has not ended since it was listed */
 	}
 	return r;
 }

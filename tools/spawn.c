@@ -3,6 +3,8 @@
 
 #include <fcntl.h>
 #include <linux/close_range.h>
+#include <poll.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
@@ -10,6 +12,8 @@
 
 #include "cgroup.h"
 #include "lib/log.h"
+
+#define COMMAND_PATIENCE_MS 1500 /* more than tproxy-load's before it says what it waits for */
 
 /* No terminal, no input, no output but stderr, and none of the descriptors the user gave the
  * command. */
@@ -100,15 +104,46 @@ char *program_find(const char *name, char buf[PATH_MAX])
 	return buf;
 }
 
-int command_run(char *const *argv, const sigset_t *mask, char *output, size_t size,
+/* Reads until the end, of which output keeps the beginning; or until deadline and signals. */
+static int output_read(int reader, const struct caller *caller, char *output, size_t size)
+{
+	struct pollfd fds[] = {{.fd = reader, .events = POLLIN}, {.fd = -1, .events = POLLIN}};
+	int patience = COMMAND_PATIENCE_MS;
+	size_t used = 0;
+	char rest[512];
+
+	for (;;) {
+		bool full = used >= size - 1;
+		ssize_t n = poll(fds, ARRAY_SIZE(fds), patience);
+
+		output[used] = 0;
+		if (n < 0 && errno != EINTR)
+			return -errno;
+		if (!n) { /* from now on it may be stopped, and it has said what it waits for */
+			patience = -1;
+			fds[1].fd = caller->signals;
+			log_notice("waiting for tproxy-load to end%s%.*s", used ? ": " : "",
+				   (int)strcspn(output, "\n"), output);
+		}
+		if (n > 0 && fds[1].revents)
+			return -EINTR;
+		if (n <= 0 || !fds[0].revents)
+			continue;
+		n = read(reader, full ? rest : output + used,
+			 full ? sizeof(rest) : size - 1 - used);
+		if (n <= 0)
+			return 0;
+		used += full ? 0 : n;
+	}
+}
+
+int command_run(char *const *argv, const struct caller *caller, char *output, size_t size,
 		struct failure *f)
 {
+	struct spawn how = {.argv = argv, .mask = caller->mask, .detached = 1, .dies_with_us = 1};
 	int reader _cleanup_fd_ = -1, writer _cleanup_fd_ = -1, pipefd[2], err;
-	struct spawn how = {.argv = argv, .mask = mask, .detached = 1, .dies_with_us = 1};
 	struct child child = CHILD_INIT;
-	char rest[512];
-	size_t used = 0;
-	ssize_t n;
+	char *last;
 
 	if (pipe2(pipefd, O_CLOEXEC))
 		return fail(f, -errno, "cannot make a pipe: %m");
@@ -119,10 +154,17 @@ int command_run(char *const *argv, const sigset_t *mask, char *output, size_t si
 	if (err)
 		return err;
 	writer = fd_close(writer);
-	while ((n = read(reader, used < size - 1 ? output + used : rest,
-			 used < size - 1 ? size - 1 - used : sizeof(rest))) > 0)
-		if (used < size - 1)
-			used += n;
-	output[used] = 0;
+	err = output_read(reader, caller, output, size);
+	if (err) {
+		kill(child.pid, SIGTERM);
+		child_wait(&child);
+		return fail(f, err, "stopped while %s was running", argv[0]);
+	}
+	/* What it said while it waited comes before what it ended with. */
+	if (*output && output[strlen(output) - 1] == '\n')
+		output[strlen(output) - 1] = 0;
+	last = strrchr(output, '\n');
+	if (last)
+		memmove(output, last + 1, strlen(last));
 	return child_wait(&child);
 }

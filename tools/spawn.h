@@ -43,11 +43,19 @@ int child_wait(struct child *child);
  */
 char *program_find(const char *name, char buf[PATH_MAX]);
 
+/* For whom a command is run. */
+struct caller {
+	const sigset_t *mask; /* signals to have blocked */
+	int signals;	      /* readable when it shall be stopped; -1: never */
+};
+
 /*
- * Runs a command to its end, out of the terminal's reach, and gives what it wrote to stderr back in
- * `output` (cut to its size). Returns its exit code, or -errno.
+ * Runs a command to its end, out of the terminal's reach, and gives the last line that it wrote to
+ * stderr back in `output` (of the beginning, as much as fits). One that takes long is reported,
+ * with what it has said, and from then on stopped once caller->signals is readable: -EINTR. Returns
+ * its exit code, or -errno.
  */
-int command_run(char *const *argv, const sigset_t *mask, char *output, size_t size,
+int command_run(char *const *argv, const struct caller *caller, char *output, size_t size,
 		struct failure *f);
 
 #endif

@@ -24,7 +24,9 @@ static void print_state(const json_t *in)
 {
 	const json_t *serving = json_object_get(in, "serving");
 
-	if (!tree_true(in, "enabled"))
+	if (json_array_size(json_object_get(in, "missing_pins")))
+		printf("BROKEN, pins are missing; what is to be done: tproxy doctor\n");
+	else if (!tree_true(in, "enabled"))
 		printf("not enabled: its hooks let everything pass\n");
 	else if (json_is_true(serving))
 		printf("serving\n");
@@ -81,10 +83,7 @@ static void print_hooks(const json_t *in)
 		printf("  cgroup      %s (id %" PRIu64 ")\n",
 		       *path ? path : "gone: its hooks are dead, load again", id);
 		json_array_foreach (json_object_get(in, "hooks"), j, hook) {
-			char suffix[32];
-
-			snprintf(suffix, sizeof(suffix), "_%" PRIu64, id);
-			if (!strstr(tree_text(hook, "pin"), suffix))
+			if (tree_value(hook, "pinned_cgroup") != id)
 				continue;
 			printf("    %-12s link %" PRIu64 ", program %" PRIu64 "%s\n",
 			       tree_text(hook, "hook"), tree_value(hook, "link"),
@@ -124,8 +123,9 @@ static void print_instance(json_t *in)
 	const char *error = tree_text(in, "error");
 
 	printf("%s: ", tree_text(in, "name"));
-	if (!json_object_get(in, "abi")) { /* not even map_config could be read */
+	if (!json_object_get(in, "abi")) { /* no map_config of ours, pinned or not */
 		printf("%s\n", error);
+		print_hooks(in);
 		return;
 	}
 	print_state(in);
@@ -176,10 +176,8 @@ int cmd_status(int argc, char **argv)
 				code = EXIT_WRONG;
 		}
 		tree_set(tree, "instances", instances);
-		if (settings.json)
-			tree_print(tree, stdout, JSON_INDENT(2));
-		else
-			print_text(tree);
+		if (tree_show(tree, settings.json, print_text))
+			code = EXIT_WRONG;
 	} else if (r < 0) {
 		code = EXIT_USAGE;
 	}

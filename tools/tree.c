@@ -24,23 +24,29 @@ json_t *tree_array(void)
 	return checked(json_array());
 }
 
-json_t *tree_string(const char *text)
+/* All but printable ASCII as \xNN, and a backslash too where that shall be unambiguous. */
+static json_t *escaped(const char *text, int backslash)
 {
-	size_t len = strlen(text), used = 0;
-	char *out _cleanup_free_ = malloc(4 * len + 1);
+	char *out _cleanup_free_ = malloc(4 * strlen(text) + 1);
+	size_t used = 0;
 
 	if (!out)
 		return checked(NULL);
 	for (; *text; text++) {
 		unsigned char c = *text;
 
-		if (c < 0x20 || c >= 0x7f || c == '\\')
+		if (c < 0x20 || c >= 0x7f || (c == '\\' && backslash))
 			used += sprintf(out + used, "\\x%02x", c);
 		else
 			out[used++] = c;
 	}
 	out[used] = 0;
 	return checked(json_string(out));
+}
+
+json_t *tree_string(const char *text)
+{
+	return json_string(text) ?: escaped(text, 1); /* JSON has no way to hold other than UTF-8 */
 }
 
 json_t *tree_number(uint64_t value)
@@ -87,8 +93,51 @@ int tree_true(const json_t *object, const char *key)
 	return json_is_true(json_object_get(object, key));
 }
 
-void tree_print(const json_t *tree, FILE *out, size_t flags)
+int tree_print(const json_t *tree, FILE *out, size_t flags)
 {
-	if (json_dumpf(tree, out, flags) || fputc('\n', out) == EOF || fflush(out))
-		log_error("cannot write the output: %m");
+	if (!json_dumpf(tree, out, flags | JSON_ENSURE_ASCII) && fputc('\n', out) != EOF &&
+	    !fflush(out))
+		return 0;
+	log_error("cannot write the output: %m");
+	return -EIO;
+}
+
+/* A copy for the terminal: processes choose their own names, and terminals obey what is printed to
+ * them. A backslash stays, so that a command with one can be copied. */
+static json_t *printable(json_t *tree)
+{
+	json_t *copy, *value;
+	const char *key;
+	size_t i;
+
+	switch (json_typeof(tree)) {
+	case JSON_STRING:
+		return escaped(json_string_value(tree), 0);
+	case JSON_ARRAY:
+		copy = tree_array();
+		json_array_foreach (tree, i, value)
+			tree_add(copy, printable(value));
+		return copy;
+	case JSON_OBJECT:
+		copy = tree_object();
+		json_object_foreach (tree, key, value)
+			tree_set(copy, key, printable(value));
+		return copy;
+	default:
+		return json_incref(tree);
+	}
+}
+
+int tree_show(json_t *tree, int json, void (*text)(const json_t *tree))
+{
+	json_t *copy _cleanup_tree_ = NULL;
+
+	if (json)
+		return tree_print(tree, stdout, JSON_INDENT(2));
+	copy = printable(tree);
+	text(copy);
+	if (!fflush(stdout) && !ferror(stdout))
+		return 0;
+	log_error("cannot write the output: %m");
+	return -EIO;
 }

@@ -15,8 +15,7 @@
 json_t *tree_object(void);
 json_t *tree_array(void);
 
-/* Strings go in with everything but printable ASCII escaped: processes choose their own names, and
- * terminals obey what is printed to them. */
+/* The text as it is, so that it can be used as data; escaped only where it is no UTF-8. */
 json_t *tree_string(const char *text);
 json_t *tree_number(uint64_t value);
 json_t *tree_bool(int value);
@@ -31,8 +30,12 @@ const char *tree_text(const json_t *object, const char *key);
 uint64_t tree_value(const json_t *object, const char *key);
 int tree_true(const json_t *object, const char *key);
 
-/* Prints the tree and a newline. */
-void tree_print(const json_t *tree, FILE *out, size_t flags);
+/* Prints the tree as JSON, in ASCII, and a newline. Logs the failure; 0 or -errno. */
+int tree_print(const json_t *tree, FILE *out, size_t flags);
+
+/* A command's result to stdout: as JSON, or by `text`, which gets a copy of the tree in which every
+ * string is escaped to printable ASCII. Logs the failure; 0 or -errno. */
+int tree_show(json_t *tree, int json, void (*text)(const json_t *tree));
 
 static inline void cleanup_tree(json_t **tree)
 {

@@ -5,7 +5,7 @@ import subprocess
 
 from harness import (LOAD, UNPRIVILEGED, Sandbox, Server, banner, bpftool, case, case_for, echo,
                      line, main, redirected, run, tmpdir, wait_for)
-from harness.pins import (BPFFS, assert_nothing, assert_whole, attached, object_ids,
+from harness.pins import (BPFFS, HOOKS, assert_nothing, assert_whole, attached, object_ids,
                           pretend_another_abi, pretend_another_build)
 
 NO_CAPABILITIES = ["setpriv", "--inh-caps=-all", "--bounding-set=-all"]
@@ -233,6 +233,27 @@ def overlapping_instances(where):
         done = run([LOAD, "--name", f"{box.name}-b", "--cgroup", other], check=False)
         assert_refuses(done, 1, box.name, "--unload")
         assert not (BPFFS / f"{box.name}-b").exists()
+
+
+@case_for({"inside": ("clients",), "the same": ("",), "around": ("..",)})
+def hooks_whose_pins_are_not_to_be_seen(where):
+    """As of an instance that was loaded where another bpffs is mounted."""
+    with Sandbox(load=None) as box:
+        box.loader("--cgroup", box.clients if where == ".." else box.cgroup)
+        other = box.cgroup if where == ".." else box.cgroup / where
+        done = in_mount_namespace("mount -t bpf bpf /sys/fs/bpf", LOAD, "--name", f"{box.name}-b",
+                                  "--cgroup", other)
+        assert_refuses(done, 1, "no instance here", "bpftool link")
+        assert len(attached(box.clients if where == ".." else box.cgroup)) == len(HOOKS)
+        box.unload()
+
+
+@case
+def an_instance_without_its_configuration_still_counts():
+    with Sandbox(proxy=None) as box:
+        (box.pins / "map_config").unlink()
+        done = run([LOAD, "--name", f"{box.name}-b", "--cgroup", box.clients], check=False)
+        assert_refuses(done, 1, f"instance {box.name} is attached")
 
 
 @case

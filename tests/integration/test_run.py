@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """tproxy run: a proxy for one command, and nothing left behind."""
 
+import fcntl
 import json
 import os
 import pathlib
@@ -54,14 +55,22 @@ def runs(pid):
         return False
 
 
+def comm_of(pid):
+    return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def parent_of(pid):
+    return int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def processes(comm):
-    """Pids of this network namespace's processes of that name."""
+    """Pids of this network namespace's processes of that name, their own children not counted."""
     here = os.readlink("/proc/self/ns/net")
     found = []
     for entry in pathlib.Path("/proc").glob("[0-9]*"):
         try:
-            if ((entry / "comm").read_text().strip() == comm
-                    and os.readlink(entry / "ns/net") == here):
+            if (comm_of(entry.name) == comm and os.readlink(entry / "ns/net") == here
+                    and comm_of(parent_of(entry.name)) != comm):
                 found.append(int(entry.name))
         except OSError:
             continue
@@ -133,7 +142,7 @@ def processes_left_in_the_background_end_with_it():
 
 @case_for({"SIGTERM": (signal.SIGTERM,), "SIGINT": (signal.SIGINT,), "SIGHUP": (signal.SIGHUP,)})
 def a_signal_is_passed_on(number):
-    script = f"trap 'echo caught; exit 3' {int(number)}; echo ready; while :; do read x; done"
+    script = f"trap 'echo caught; exit 3' {int(number)}; echo ready; while :; do read -t 1 x; done"
     running = start("bash", "-c", script)
     assert running.stdout.readline() == "ready\n"
     running.send_signal(number)
@@ -182,6 +191,45 @@ def a_living_run_is_not_swept():
         running.communicate()
         assert running.returncode == 0
     assert traces() == []
+
+
+@case_for({"its process lives": ("{pid}-{start}",), "its process is not to be seen": ("1-1",)})
+def what_has_no_lock_here_is_not_swept(name):
+    start = pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
+    name = f"run-{name.format(pid=os.getpid(), start=start)}"
+    cgroup = cgroup2_root() / f"tproxy-{name}"
+    cgroup.mkdir()
+    try:
+        assert name not in tproxy_run("true").stderr
+        assert cgroup.exists()
+        found = json.loads(run([TPROXY, "doctor", "--json"], check=False).stdout)["findings"]
+        assert all(one["result"] == "warning" for one in found if one["what"] == name), found
+        assert any(one["what"] == name for one in found) == name.endswith("-1-1"), found
+    finally:
+        cgroup.rmdir()
+
+
+@case_for({"SIGTERM": (signal.SIGTERM,), "SIGINT": (signal.SIGINT,)})
+def behind_another_loader_it_says_so_and_can_be_stopped(number):
+    with open("/run/tproxy/load.lock", "a", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = start("true")
+        said = waiting.stderr.readline()
+        while "waiting for" not in said:
+            said = waiting.stderr.readline()
+            assert said, "it ended without a word"
+        assert f"pid {os.getpid()}" in said, said
+        waiting.send_signal(number)
+        waiting.communicate()
+        assert waiting.returncode == 128 + number
+    assert traces() == []
+
+
+@case
+def an_ignored_sigchld_is_no_failure():
+    words = ["sh", "-c", 'trap "" CHLD; exec "$@"', "sh", TPROXY, "run", "--", "sh", "-c", "exit 7"]
+    done = run(words, check=False)
+    assert done.returncode == 7, done
 
 
 @case

@@ -4,8 +4,9 @@
 import json
 import os
 import signal
+import subprocess
 
-from harness import (TPROXY, UNPRIVILEGED, Sandbox, Server, banner, case, case_for, echo, in_netns,
+from harness import (LOAD, TPROXY, UNPRIVILEGED, Sandbox, Server, banner, case, case_for, echo, in_netns,
                      line, main, new_netns, run, wait_for)
 from harness.pins import HOOKS, object_ids, pretend_another_abi
 
@@ -41,7 +42,7 @@ def status_shows_settings_hooks_and_proxies():
         assert (shown["port"], shown["policy"]) == (18000, "refuse"), shown
         assert shown["serving"] is True, shown
         proxy, = shown["proxies"]
-        assert (proxy["pid"], proxy["comm"]) == (box.proxy.pid, "tproxyd"), proxy
+        assert (proxy["pid"], proxy["comm"]) == (box.proxy.worker, "tproxyd"), proxy
         assert proxy["here"] is True and proxy["alive"] is True, proxy
         cgroup, = shown["cgroups"]
         assert cgroup == {"id": os.stat(box.cgroup).st_ino, "path": f"/{box.name}"}, cgroup
@@ -72,7 +73,7 @@ def status_in_words():
     with Sandbox() as box, Server("10.77.0.1", banner) as server:
         box.connect(server.address).close()
         text = box.tool("status").stdout
-        for words in (f"{box.name}: serving", "18000", f"pid {box.proxy.pid}", f"/{box.name} ",
+        for words in (f"{box.name}: serving", "18000", f"pid {box.proxy.worker}", f"/{box.name} ",
                       "connections sent to the proxy", "connect4", "map_socks"):
             assert words in text, (words, text)
 
@@ -214,6 +215,58 @@ def doctor_finds(damage, code, word):
         assert all(one["fix"] for one in named), f"no fix in {named}"
         text = box.tool("doctor", check=False).stdout
         assert named[0]["found"] in text and named[0]["fix"] in text, text
+
+
+def fixes(box):
+    done = box.tool("doctor", "--json", check=False)
+    return {one["fix"] for one in json.loads(done.stdout)["findings"]
+            if one["what"] == box.name and one["fix"] and one["fix"].startswith("tproxy-load")}
+
+
+@case
+def the_fix_of_doctor_keeps_every_setting():
+    words = ("--port", "18002", "--on-proxy-down", "refuse", "--max-connections", "5000")
+    with Sandbox(load=None) as box:
+        odd = box.cgroup / "b\\x2dc d"
+        odd.mkdir()
+        box.loader("--cgroup", odd, *words)
+        before = object_ids(box), box.config()
+        (box.pins / "map_config").unlink()
+        assert box.tool("status", check=False).returncode == 1
+        assert "BROKEN" in box.tool("status", check=False).stdout
+        fix, = fixes(box)
+        run(["bash", "-c", f"PATH={os.path.dirname(LOAD)}:$PATH; {fix}"])
+        assert object_ids(box) == before[0] and "unchanged" in box.loader(
+            "--cgroup", odd, *words).stderr
+        for pin in box.pins.glob("link_*"):
+            pin.unlink()
+        assert all("each --cgroup as it was loaded" in one for one in fixes(box)), fixes(box)
+
+
+@case
+def cgroup_paths_are_data():
+    with Sandbox(load=None) as box:
+        odd = box.cgroup / "b\\x2d\u00fc"
+        odd.mkdir()
+        box.loader("--cgroup", odd)
+        cgroup, = status(box)["cgroups"]
+        assert cgroup["path"] == f"/{box.name}/{odd.name}", cgroup
+        assert "b\\x2d\\xc3\\xbc" in box.tool("status").stdout
+
+
+@case
+def doctor_knows_the_hooks_of_instances_it_was_not_asked_about():
+    with Sandbox(proxy=None):
+        done = run([TPROXY, "doctor", "--name", "tptest-typo"], check=False)
+        assert done.returncode == 1 and "not loaded" in done.stdout, done
+        assert "none of ours" not in done.stdout, done
+
+
+@case_for({"text": ("status",), "JSON": ("status", "--json"), "doctor": ("doctor",)})
+def output_that_cannot_be_written_is_a_failure(*words):
+    with open("/dev/full", "w", encoding="ascii") as full:
+        done = subprocess.run([TPROXY, *words], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1 and b"cannot write" in done.stderr, done
 
 
 @case

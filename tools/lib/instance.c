@@ -102,6 +102,13 @@ int instance_open_map(const char *name, const char *suffix, enum pin_map map, st
 	if (fd < 0) {
 		int err = -errno;
 
+		/* What is in force may be on other cgroups than the default: nothing to guess. */
+		if (err == -ENOENT && !access(dir, F_OK))
+			return fail(
+				f, err,
+				"cannot open %s: there is no such pin; see how to load it again "
+				"with: tproxy doctor --name %s",
+				path, name);
 		if (err == -ENOENT)
 			return fail(f, err,
 				    "cannot open %s: there is no such pin; load the hooks with: "
@@ -192,6 +199,48 @@ void instance_close(struct instance *inst)
 	inst->config = NULL;
 }
 
+int instance_find_map(int prog_fd, enum pin_map map)
+{
+	struct bpf_prog_info info = {};
+	__u32 len = sizeof(info), ids[16] = {0};
+
+	info.nr_map_ids = ARRAY_SIZE(ids);
+	info.map_ids = (__u64)(unsigned long)ids;
+	if (bpf_obj_get_info_by_fd(prog_fd, &info, &len))
+		return -errno;
+	for (__u32 i = 0; i < info.nr_map_ids && i < ARRAY_SIZE(ids); i++) {
+		struct bpf_map_info found = {};
+		int fd _cleanup_fd_ = bpf_map_get_fd_by_id(ids[i]);
+
+		len = sizeof(found);
+		if (fd < 0 || bpf_obj_get_info_by_fd(fd, &found, &len))
+			continue;
+		if (found.type == pin_maps[map].type && !strcmp(found.name, pin_maps[map].name))
+			return TAKE_FD(fd);
+	}
+	return -ENOENT;
+}
+
+/* Other programs pin maps in directories of theirs: only the names of our tables. */
+static int is_pin_name(const char *file)
+{
+	size_t prefix = strlen(PIN_LINK_PREFIX);
+
+	for (int m = 0; m < PIN_MAP_COUNT; m++)
+		if (!strcmp(file, pin_maps[m].name))
+			return 1;
+	for (int p = 0; p < PIN_PROG_COUNT; p++) {
+		size_t len = strlen(pin_progs[p].name);
+
+		if (!strcmp(file, pin_progs[p].pin) ||
+		    (!strncmp(file, PIN_LINK_PREFIX, prefix) &&
+		     !strncmp(file + prefix, pin_progs[p].name, len) && file[prefix + len] == '_'))
+			return 1;
+	}
+	return 0;
+}
+
+/* Any pin will do: without map_config the hooks are in force all the same. */
 static int dir_holds_pins(int root, const char *name)
 {
 	DIR *dir _cleanup_dir_ = NULL;
@@ -206,7 +255,7 @@ static int dir_holds_pins(int root, const char *name)
 		return 0;
 	}
 	while ((e = readdir(dir)))
-		if (!strcmp(e->d_name, pin_maps[PIN_MAP_config].name))
+		if (is_pin_name(e->d_name))
 			return 1;
 	return 0;
 }

@@ -91,6 +91,12 @@ int instance_open_map(const char *name, const char *suffix, enum pin_map map, st
 /* Opens the pinned doorman, which is a program without a link. Returns an fd or -errno. */
 int instance_open_doorman(const char *name, struct failure *f);
 
+/*
+ * The map called as our table says among those that a program uses, whether it is pinned or not.
+ * Returns an fd or -errno; -ENOENT if it uses none such.
+ */
+int instance_find_map(int prog_fd, enum pin_map map);
+
 /* Calls cb for each directory of bpffs that holds a map_config or any other pin of ours. Returns
  * the first non-zero result of cb, 0, or -errno. */
 int instance_each(int (*cb)(const char *name, void *user), void *user);

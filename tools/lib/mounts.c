@@ -68,8 +68,10 @@ int cgroup_open(const char *path, uint64_t *ret_id, struct failure *f)
 	}
 	fd = open(full, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)
-		return fail(f, -errno, "cannot open cgroup %s: %m; make it with: mkdir %s", full,
-			    full);
+		return errno == ENOENT ? fail(f, -errno,
+					      "cannot open cgroup %s: %m; make it with: mkdir %s",
+					      full, full)
+				       : fail(f, -errno, "cannot open cgroup %s: %m", full);
 	if (fstatfs(fd, &fs) || fs.f_type != CGROUP2_SUPER_MAGIC || fstat(fd, &st))
 		return fail(f, -EINVAL, "%s is not a cgroup of the cgroup2 hierarchy", full);
 	*ret_id = st.st_ino; /* kernfs: the inode number is the id, on 64 bits */
@@ -89,7 +91,8 @@ int cgroup_path_of(int fd, char ret_path[PATH_MAX])
 	if (n < 0)
 		return -errno;
 	path[n] = 0;
-	if (strncmp(path, root, strlen(root)))
+	if (strncmp(path, root, strlen(root)) ||
+	    (path[strlen(root)] != '/' && path[strlen(root)] && strcmp(root, "/")))
 		return -ENOENT;
 	snprintf(ret_path, PATH_MAX, "%s", path[strlen(root)] ? path + strlen(root) : "/");
 	return 0;
