@@ -39,7 +39,10 @@ say = $(if $(V),,@printf '  %-7s %s\n' '$(1)' '$(2)';)
 DEPS_BUILD := gcc make clang llvm bpftool pkg-config libbpf-dev libelf-dev zlib1g-dev libinih-dev \
 	libjansson-dev libmnl-dev libsystemd-dev libcap-dev libseccomp-dev
 DEPS_TEST := libcmocka-dev python3 iproute2 procps util-linux strace curl nginx-light iperf3 git \
-	openssh-client openssh-server nftables systemd man-db mandoc clang-format
+	openssh-client openssh-server nftables libpython3.11-testsuite systemd man-db mandoc clang-format
+
+DEPS_SUITES := wrk fcgiwrap vsftpd openssl redis-server redis-tools postgresql \
+	golang-1.19-go golang-1.19-src
 
 PKGS := libbpf libelf zlib inih jansson libmnl libsystemd libcap libseccomp
 
@@ -187,6 +190,7 @@ vmtest: deps deps-vm
 	$(Q)O=$(O) tests/vm/run $(VM)
 
 suites: deps
+	$(Q)$(MAKE) --no-print-directory deps DEPS_TEST= DEPS_BUILD='$(DEPS_SUITES)'
 	$(Q)$(MAKE) --no-print-directory all
 	$(Q)O=$(O) tests/suites/run $(SUITES)
 

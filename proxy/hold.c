@@ -121,6 +121,7 @@ void hold_grant(struct proxy *p, struct session *s)
 	s->deadline_ms = p->now_ms + GRANTED_MS;
 	table_move(&p->table, s, LIST_GRANTED);
 	send_grant(p, s);
+	upstream_ack(s, 1); /* the client has connected: sending was what completed its handshake */
 }
 
 void hold_grant_again(struct proxy *p, struct session *s)

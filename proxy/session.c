@@ -241,7 +241,6 @@ static void pair(struct proxy *p, struct session *s, int fd)
 	hold_accepted(fd);
 	s->fd[CLIENT] = fd;
 	table_move(&p->table, s, LIST_RELAY);
-	upstream_ack(s, 1);
 	err = watch(p, s, CLIENT);
 	if (!err)
 		err = watch(p, s, UPSTREAM);

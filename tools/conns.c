@@ -273,7 +273,7 @@ int cmd_conns(int argc, char **argv)
 	struct conns_settings settings = {0};
 	json_t *tree _cleanup_tree_ = tree_object();
 	struct query q = {&settings, tree_array(), tree_array()};
-	int r;
+	int code = 0, r;
 
 	tree_set(tree, "connections", q.conns);
 	tree_set(tree, "errors", q.errors);
@@ -283,10 +283,11 @@ int cmd_conns(int argc, char **argv)
 			each_instance(settings.common.instance, &q);
 		else
 			instance_each(each_instance, &q);
-		r = tree_show(tree, settings.common.json, print_text) ? EXIT_WRONG : 0;
+		if (tree_show(tree, settings.common.json, print_text) || json_array_size(q.errors))
+			code = EXIT_WRONG;
+	} else if (r < 0) {
+		code = EXIT_USAGE;
 	}
 	command_free(&program, &settings);
-	if (r < 0)
-		return EXIT_USAGE;
-	return json_array_size(q.errors) ? EXIT_WRONG : r;
+	return code;
 }

@@ -149,7 +149,7 @@ class Sandbox:
 
     def __exit__(self, kind, *_):
         codes = [proxy.end_now() for proxy in self._proxies]
-        for path in self.pins.parent.glob(f"{self.name}*"):
+        for path in [self.pins, *self.pins.parent.glob(f"{self.name}[!0-9]*")]:
             pins.remove(path)
         system.cgroup_remove(self.cgroup)
         if any(codes) and kind is None:
