@@ -142,6 +142,13 @@ class Daemon:
 
     @classmethod
     def end(cls, how):
+        """By SIGKILL both of its processes, the one that does the work while the other is stopped."""
+        if how == signal.SIGKILL:
+            cls.process.send_signal(signal.SIGSTOP)
+            children = f"/proc/{cls.process.pid}/task/{cls.process.pid}/children"
+            for worker in pathlib.Path(children).read_text().split():
+                os.kill(int(worker), how)
+                wait_for(lambda: not pathlib.Path(f"/proc/{worker}/fdinfo/0").exists(), "its end")
         cls.process.send_signal(how)
         return cls.process.wait(DEADLINE)
 
