@@ -92,11 +92,6 @@ static void send_error(struct proxy *p, const struct session *s)
 	send_packet(p, &flow.client, packet, len);
 }
 
-struct session *hold_find(struct proxy *p, __u64 cookie)
-{
-	return table_by_cookie(&p->table, cookie);
-}
-
 void hold_accepted(int fd)
 {
 	int unused = 0;
@@ -184,7 +179,7 @@ static void on_gone(struct proxy *p, struct session *s)
 
 static void on_syn(struct proxy *p, const struct tp_event_syn *event)
 {
-	struct session *s = hold_find(p, event->client.cookie);
+	struct session *s = table_by_cookie(&p->table, event->client.cookie);
 
 	if (event->client.pid == p->tgid) { /* the self-test: nothing else of ours is redirected */
 		if (p->selftest_grants++ < SELFTEST_GRANTS)
@@ -230,7 +225,6 @@ static int on_event(void *ctx, void *data, size_t size)
 	struct proxy *p = ctx;
 	struct session *s;
 
-	/* The kernel rounds nothing up: a size that is none of ours is not from our hooks. */
 	if (size < sizeof(struct tp_event_gone) || size > sizeof(event))
 		return 0;
 	memcpy(&event, data, size);
@@ -239,7 +233,7 @@ static int on_event(void *ctx, void *data, size_t size)
 		on_syn(p, &event.syn);
 		break;
 	case TP_EVENT_GONE:
-		s = hold_find(p, event.gone.cookie);
+		s = table_by_cookie(&p->table, event.gone.cookie);
 		if (s)
 			on_gone(p, s);
 		break;

@@ -45,9 +45,6 @@ void hold_dismiss(struct proxy *p, struct session *s);
 /* A held session's deadline has passed. */
 void hold_expired(struct proxy *p, struct session *s);
 
-/* The session that waits for this accepted client, or NULL. */
-struct session *hold_find(struct proxy *p, __u64 cookie);
-
 /* Takes the doorman, which it inherited, off an accepted socket. */
 void hold_accepted(int fd);
 

@@ -275,7 +275,7 @@ void session_accepted(struct proxy *p, int fd)
 			      "it was made straight to the proxy's port, or its record has gone");
 		return;
 	}
-	s = hold_find(p, client.cookie);
+	s = table_by_cookie(&p->table, client.cookie);
 	if (s && s->list == LIST_GRANTED && s->syn.seq == client.seq)
 		pair(p, s, fd);
 	else
