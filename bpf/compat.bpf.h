@@ -15,9 +15,10 @@ struct sock {
 
 /*
  * Whether a length is within bounds, in the one form that every verifier follows: a single
- * comparison of the very register that is then used. clang would compare a copy of it. It can go
- * with 6.8: before, len != 0 did not imply len >= 1; before 5.16 what had been learnt was forgotten
- * in a spill, so that no call may come between this and the use.
+ * comparison of the very register that is then used. clang would compare a copy of it. Verifiers of
+ * 5.10 to 6.18 refuse the plain comparison, as they do not conclude from len != 0 that len >= 1;
+ * before 5.16 what had been learnt was forgotten in a spill, so that no call may come between this
+ * and the use.
  */
 static __always_inline int len_bound(__u32 *len, __u32 min, __u32 max)
 {
