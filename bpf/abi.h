@@ -10,14 +10,16 @@
 #define TPROXY_ABI_H
 
 #include <linux/types.h>
+#include <stddef.h>
 
 #define ABI_MAGIC   0x74707879 /* "tpxy" */
-#define ABI_VERSION 1
+#define ABI_VERSION 2
 
 #define TP_NAME_LEN    32 /* instance name, NUL included */
 #define TP_COMM_LEN    16 /* the kernel's TASK_COMM_LEN */
 #define TP_MAX_PROXIES 8  /* tproxyd processes registered at once: one a network namespace */
 #define TP_NO_SLOT     TP_MAX_PROXIES /* a proxy that is no tproxyd: it has no ring and no settings */
+#define TP_MAX_PORTS   16
 
 /*
  * An address and port. IPv4 is stored v4-mapped (::ffff:a.b.c.d), so that one code path serves both
@@ -174,6 +176,8 @@ struct tp_event_stray {
 	__u32 type;
 	__u32 len;
 	struct tp_endpoint client;
+	__u16 proxy_port;
+	__u16 reserved;
 	__u8 segment[TP_STRAY_MAX]; /* TCP header and data; the checksum may be unfinished. As
 				     * much is there as the smallest reservation for len has. */
 };
@@ -201,14 +205,23 @@ struct tp_config {
 	__u32 abi;
 	__u32 enabled; /* the loader's commit; 0: hooks let everything pass */
 	__u32 policy;  /* enum tp_policy */
-	__u16 port;    /* listener port on 127.0.0.1 and ::1, host order; 0: not serving */
-	__u16 reserved;
-	__u32 grant; /* SO_MARK of SYNs that the doorman lets pass; random, made by the loader */
-	__u64 build; /* identifies the BPF object that is loaded */
+	__u16 port;    /* first listener port on 127.0.0.1 and ::1, host order; 0: not serving */
+	__u16 ports;   /* so many, 1 to TP_MAX_PORTS: see tp_port_of() */
+	__u32 grant;   /* SO_MARK of SYNs that the doorman lets pass; random, made by the loader */
+	__u64 build;   /* identifies the BPF object that is loaded */
 	__u64 loaded_ns; /* CLOCK_REALTIME of the last load */
 	char name[TP_NAME_LEN];
 	struct tp_proxy proxies[TP_MAX_PROXIES];
 };
+
+/*
+ * The port that a client is sent to, by its socket cookie. Connections to one address and port can
+ * be as many as there are local ports, some 28,000: they are spread over several.
+ */
+static inline __u16 tp_port_of(const struct tp_config *config, __u64 cookie)
+{
+	return config->port + (__u32)cookie % (config->ports + !config->ports);
+}
 
 /* Counters, one a decision: X(name, what it says to a human). Value of map_stats, per CPU. */
 #define TP_COUNTERS(X)                                                                             \
@@ -264,6 +277,7 @@ _Static_assert(sizeof(struct tp_mark) == 160, "tp_mark");
 _Static_assert(sizeof(struct tp_syn) == 48, "tp_syn");
 _Static_assert(sizeof(struct tp_event_syn) == 192, "tp_event_syn");
 _Static_assert(sizeof(struct tp_event_gone) == 16, "tp_event_gone");
+_Static_assert(offsetof(struct tp_event_stray, segment) == 32, "tp_event_stray");
 _Static_assert(sizeof(struct tp_proxy) == 16, "tp_proxy");
 _Static_assert(sizeof(struct tp_config) == 200, "tp_config");
 

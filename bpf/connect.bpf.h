@@ -7,6 +7,7 @@
 #define TPROXY_CONNECT_BPF_H
 
 enum verdict {
+	VERDICT_OWN,	  /* of a proxy: was never redirected, and passes */
 	VERDICT_PASS,	  /* untouched */
 	VERDICT_REDIRECT, /* to the proxy's port on loopback; the record is stored */
 	VERDICT_NO_PROXY, /* nobody to take it: the failure policy decides */
@@ -32,13 +33,17 @@ static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const st
 	return 0;
 }
 
+enum found { FOUND_NOBODY, FOUND_STRANGER, FOUND_PROXY };
+
 /*
- * The proxy's listener in the client's own network namespace: answers whether a proxy is up, and
- * whether it is ours rather than somebody squatting on the port. Notes in the record which it is.
+ * Who listens on a port of loopback in the client's own network namespace: answers whether a proxy
+ * is up, and whether it is ours rather than somebody squatting on the port. Notes in the record
+ * which it is.
  */
-static __always_inline enum verdict
-listener_find(struct bpf_sock_addr *ctx, const struct tp_config *cfg, int v4, struct tp_record *rec)
+static __always_inline enum found listener_at(struct bpf_sock_addr *ctx, __u16 port, int v4,
+					      struct tp_record *rec)
 {
+	enum found found = FOUND_STRANGER;
 	struct bpf_sock_tuple tuple = {};
 	struct tp_mark *mark;
 	struct bpf_sock *sk;
@@ -46,41 +51,57 @@ listener_find(struct bpf_sock_addr *ctx, const struct tp_config *cfg, int v4, st
 
 	if (v4) {
 		tuple.ipv4.daddr = LOOPBACK_V4;
-		tuple.ipv4.dport = bpf_htons(cfg->port);
+		tuple.ipv4.dport = bpf_htons(port);
 		size = sizeof(tuple.ipv4);
 	} else {
 		tuple.ipv6.daddr[3] = bpf_htonl(1);
-		tuple.ipv6.dport = bpf_htons(cfg->port);
+		tuple.ipv6.dport = bpf_htons(port);
 		size = sizeof(tuple.ipv6);
 	}
 	sk = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	if (!sk) {
-		COUNT(no_listener);
-		return VERDICT_NO_PROXY;
-	}
+	if (!sk)
+		return FOUND_NOBODY;
 	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
 	if (mark && mark->role == TP_ROLE_LISTENER) {
 		rec->netns = bpf_get_netns_cookie(ctx);
 		rec->slot = mark->slot;
-		rec->proxy_port = cfg->port;
-		mark->netns = rec->netns; /* for sockops, which cannot ask before Linux 5.15 */
+		rec->proxy_port = port;
+		/* For sockops, which cannot ask before Linux 5.15; a proxy that is no tproxyd does
+		 * not know it. */
+		if (mark->netns != rec->netns)
+			mark->netns = rec->netns;
+		found = FOUND_PROXY;
 	}
 	bpf_sk_release(sk);
-	if (!rec->proxy_port) {
+	return found;
+}
+
+/* The first port is the one that a proxy cannot do without. */
+static __always_inline enum verdict
+listener_find(struct bpf_sock_addr *ctx, const struct tp_config *cfg, int v4, struct tp_record *rec)
+{
+	__u16 port = tp_port_of(cfg, rec->cookie);
+	enum found found = listener_at(ctx, port, v4, rec);
+
+	if (found != FOUND_PROXY && port != cfg->port)
+		found = listener_at(ctx, cfg->port, v4, rec);
+	if (found == FOUND_PROXY)
+		return VERDICT_REDIRECT;
+	if (found == FOUND_NOBODY)
+		COUNT(no_listener);
+	else
 		COUNT(untrusted_listener);
-		return VERDICT_NO_PROXY;
-	}
-	return VERDICT_REDIRECT;
+	return VERDICT_NO_PROXY;
 }
 
 /* The errno that connect() would meet for want of a route; 0: there is one, or it is not known. */
-static __always_inline int route_error(struct bpf_sock_addr *ctx, const struct tp_endpoint *dst)
+static __always_inline int route_error(__u64 netns, const struct tp_endpoint *dst)
 {
 	struct tp_route_key key;
 	__u32 *error;
 
 	key.prefixlen = 8 * (sizeof(key.netns) + sizeof(key.ip));
-	key.netns = bpf_get_netns_cookie(ctx);
+	key.netns = netns;
 	__builtin_memcpy(key.ip, dst->ip, sizeof(key.ip));
 	error = bpf_map_lookup_elem(&map_routes, &key);
 	return error ? *error : 0;
@@ -164,7 +185,6 @@ static __always_inline int record_store(struct bpf_sock_addr *ctx, struct bpf_so
 {
 	__u64 ids = bpf_get_current_uid_gid();
 
-	rec->cookie = bpf_get_socket_cookie(ctx);
 	rec->cgroup_id = bpf_get_current_cgroup_id();
 	rec->start_ns = bpf_ktime_get_boot_ns();
 	rec->pid = bpf_get_current_pid_tgid() >> 32;
@@ -197,10 +217,11 @@ static __always_inline int special_socket(struct bpf_sock_addr *ctx, struct bpf_
 
 static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 						   const struct tp_config *cfg,
-						   const struct tp_endpoint *dst)
+						   const struct tp_endpoint *dst, __u64 cookie,
+						   __u16 *ret_port)
 {
 	int v4 = dst->family == AF_INET, forced;
-	struct tp_record rec = {.dst = *dst};
+	struct tp_record rec = {.cookie = cookie, .dst = *dst};
 	struct bpf_sock *sk = ctx->sk;
 	enum verdict verdict;
 
@@ -208,10 +229,10 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		return VERDICT_PASS;
 	if (special_socket(ctx, sk, &forced)) {
 		if (!forced)
-			return VERDICT_PASS;
+			return VERDICT_OWN;
 	} else if (is_own_connection(ctx, cfg)) {
 		COUNT(own_connection);
-		return VERDICT_PASS;
+		return VERDICT_OWN;
 	}
 	if (is_kernel_socket(sk)) {
 		COUNT(kernel_socket);
@@ -229,7 +250,7 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		COUNT(link_local);
 		return VERDICT_PASS;
 	}
-	if (dst->port == cfg->port &&
+	if ((__u16)(dst->port - cfg->port) < cfg->ports &&
 	    (v4 ? ip_v4(dst->ip) == LOOPBACK_V4 : ip_is_loopback_v6(dst->ip))) {
 		COUNT(to_proxy);
 		return VERDICT_PASS;
@@ -254,7 +275,7 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		COUNT(failed_before);
 		return VERDICT_PASS;
 	}
-	if (!sk->mark && route_error(ctx, dst)) { /* a mark may have routes of its own */
+	if (!sk->mark && route_error(rec.netns, dst)) { /* a mark may have routes of its own */
 		COUNT(no_route);
 		return VERDICT_NO_ROUTE;
 	}
@@ -263,24 +284,25 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		return VERDICT_NO_PROXY;
 	}
 	COUNT(redirected);
+	*ret_port = rec.proxy_port;
 	return VERDICT_REDIRECT;
 }
 
 /* The return value of a connect hook for anything that is not redirected. */
 static __always_inline int connect_not_redirected(struct bpf_sock_addr *ctx,
 						  const struct tp_config *cfg,
-						  const struct tp_endpoint *dst,
+						  const struct tp_endpoint *dst, __u64 cookie,
 						  enum verdict verdict)
 {
-	__u64 cookie = bpf_get_socket_cookie(ctx);
-
+	if (verdict == VERDICT_OWN)
+		return 1;
 	/* A socket may connect again after a redirected attempt failed: getpeername must not answer
 	 * from that one. */
 	bpf_map_delete_elem(&map_socks, &cookie);
 	/* The error is ours to return, rather than the connection to let pass: should a route have
 	 * come up this instant, it would pass the proxy by. */
 	if (verdict == VERDICT_NO_ROUTE && retval_settable()) {
-		retval_set(-route_error(ctx, dst));
+		retval_set(-route_error(bpf_get_netns_cookie(ctx), dst));
 		return 0;
 	}
 	if (verdict == VERDICT_NO_PROXY) {

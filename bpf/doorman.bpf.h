@@ -177,7 +177,7 @@ static __always_inline int hold(struct __sk_buff *skb, __u32 tcp_offset, const s
  * with.
  */
 static __always_inline int stray_deliver(struct __sk_buff *skb, const struct tp_endpoint *client,
-					 void *ring, __u32 max)
+					 __u16 proxy_port, void *ring, __u32 max)
 {
 	struct tp_event_stray *event;
 	__u32 len;
@@ -200,6 +200,8 @@ static __always_inline int stray_deliver(struct __sk_buff *skb, const struct tp_
 	event->type = TP_EVENT_STRAY;
 	event->len = len;
 	event->client = *client;
+	event->proxy_port = proxy_port;
+	event->reserved = 0;
 	bpf_ringbuf_submit(event, 0);
 	COUNT(hold_stray);
 	return PACKET_DROP;
@@ -209,14 +211,15 @@ static __always_inline int stray(struct __sk_buff *skb, const struct tp_endpoint
 {
 	struct tp_record *rec = packet_record(skb, client);
 	void *ring = rec ? record_ring(rec) : NULL;
+	__u16 port = rec ? rec->proxy_port : 0;
 
 	if (!ring)
 		return PACKET_PASS;
 	if (skb->len <= TP_STRAY_SMALL) /* the size of a reservation has to be a constant */
-		return stray_deliver(skb, client, ring, TP_STRAY_SMALL);
+		return stray_deliver(skb, client, port, ring, TP_STRAY_SMALL);
 	if (skb->len <= TP_STRAY_MEDIUM)
-		return stray_deliver(skb, client, ring, TP_STRAY_MEDIUM);
-	return stray_deliver(skb, client, ring, TP_STRAY_MAX);
+		return stray_deliver(skb, client, port, ring, TP_STRAY_MEDIUM);
+	return stray_deliver(skb, client, port, ring, TP_STRAY_MAX);
 }
 
 static __always_inline int doorman(struct __sk_buff *skb)

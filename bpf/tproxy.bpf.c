@@ -42,7 +42,9 @@ int tp_connect4(struct bpf_sock_addr *ctx)
 {
 	struct tp_endpoint dst = {.family = AF_INET};
 	struct tp_config *cfg = config_get();
+	__u64 cookie = bpf_get_socket_cookie(ctx);
 	enum verdict verdict;
+	__u16 port = 0;
 
 	if (!cfg)
 		return 1;
@@ -52,11 +54,11 @@ int tp_connect4(struct bpf_sock_addr *ctx)
 	}
 	ip_set_v4(dst.ip, ctx->user_ip4);
 	dst.port = bpf_ntohs(ctx->user_port);
-	verdict = connect_decide(ctx, cfg, &dst);
+	verdict = connect_decide(ctx, cfg, &dst, cookie, &port);
 	if (verdict != VERDICT_REDIRECT)
-		return connect_not_redirected(ctx, cfg, &dst, verdict);
+		return connect_not_redirected(ctx, cfg, &dst, cookie, verdict);
 	ctx->user_ip4 = LOOPBACK_V4;
-	ctx->user_port = bpf_htons(cfg->port);
+	ctx->user_port = bpf_htons(port);
 	return 1;
 }
 
@@ -65,7 +67,9 @@ int tp_connect6(struct bpf_sock_addr *ctx)
 {
 	struct tp_endpoint dst = {.family = AF_INET6};
 	struct tp_config *cfg = config_get();
+	__u64 cookie = bpf_get_socket_cookie(ctx);
 	enum verdict verdict;
+	__u16 port = 0;
 
 	if (!cfg)
 		return 1;
@@ -77,9 +81,9 @@ int tp_connect6(struct bpf_sock_addr *ctx)
 	dst.port = bpf_ntohs(ctx->user_port);
 	if (ip_is_v4(dst.ip))
 		dst.family = AF_INET;
-	verdict = connect_decide(ctx, cfg, &dst);
+	verdict = connect_decide(ctx, cfg, &dst, cookie, &port);
 	if (verdict != VERDICT_REDIRECT)
-		return connect_not_redirected(ctx, cfg, &dst, verdict);
+		return connect_not_redirected(ctx, cfg, &dst, cookie, verdict);
 	ctx->user_ip6[0] = 0;
 	ctx->user_ip6[1] = 0;
 	if (dst.family == AF_INET) {
@@ -89,7 +93,7 @@ int tp_connect6(struct bpf_sock_addr *ctx)
 		ctx->user_ip6[2] = 0;
 		ctx->user_ip6[3] = bpf_htonl(1);
 	}
-	ctx->user_port = bpf_htons(cfg->port);
+	ctx->user_port = bpf_htons(port);
 	return 1;
 }
 

@@ -24,6 +24,7 @@ static int load_config(const struct object *obj, const struct settings *settings
 		.abi = ABI_VERSION,
 		.policy = settings->policy,
 		.port = settings->port,
+		.ports = settings->ports,
 		.build = object_build(),
 		.loaded_ns = load_time(),
 	};

@@ -46,7 +46,14 @@ static const struct opt options[] = {
 	 .arg = "PORT",
 	 .min = 1,
 	 .max = 65535,
-	 .help = "tproxyd's port on 127.0.0.1 and ::1 (default: 18000)"},
+	 .help = "tproxyd's first port on 127.0.0.1 and ::1 (default: 18000)"},
+	{.name = "ports",
+	 .type = OPT_UINT,
+	 .offset = OPT(ports),
+	 .arg = "N",
+	 .min = 1,
+	 .max = TP_MAX_PORTS,
+	 .help = "ports in a row, for some 28,000 connections each (default: 4)"},
 	{.name = "on-proxy-down",
 	 .type = OPT_CHOICE,
 	 .offset = OPT(policy),
@@ -104,7 +111,7 @@ static const struct opt_program program = {
 /* The same line for each result, so that one sees at once what is in force. */
 static void report(const struct settings *set, const struct cgroups *cgs, const char *done)
 {
-	char where[512] = "";
+	char where[512] = "", last[8];
 
 	for (size_t i = 0; i < cgs->count; i++) {
 		size_t used = strlen(where);
@@ -112,9 +119,11 @@ static void report(const struct settings *set, const struct cgroups *cgs, const 
 		snprintf(where + used, sizeof(where) - used, "%s%.500s", used ? ", " : "",
 			 cgs->items[i].path);
 	}
-	log_info("instance %s: %s; %d programs on %zu cgroup%s (%s), port %u, %s", set->common.name,
-		 done, PIN_HOOK_COUNT, cgs->count, cgs->count == 1 ? "" : "s", where,
-		 (unsigned int)set->port, policy_text(set->policy));
+	snprintf(last, sizeof(last), set->ports > 1 ? "-%u" : "",
+		 (unsigned int)(set->port + set->ports - 1));
+	log_info("instance %s: %s; %d programs on %zu cgroup%s (%s), port %u%s, %s",
+		 set->common.name, done, PIN_HOOK_COUNT, cgs->count, cgs->count == 1 ? "" : "s",
+		 where, (unsigned int)set->port, last, policy_text(set->policy));
 }
 
 /* Everything that is pinned is read and checked before the first change. */
@@ -174,7 +183,7 @@ static int run(const struct settings *set, struct failure *f)
 int main(int argc, char **argv)
 {
 	struct settings set = {
-		.port = 18000, .max_connections = 262144, .policy = TP_POLICY_DIRECT};
+		.port = 18000, .ports = 4, .max_connections = 262144, .policy = TP_POLICY_DIRECT};
 	struct failure f = {{0}};
 	int next, err;
 
@@ -183,6 +192,10 @@ int main(int argc, char **argv)
 	if (err == OPTS_RUN && next < argc)
 		err = fail(&f, -EINVAL, "%s: takes no arguments; see tproxy-load --help",
 			   argv[next]);
+	if (err == OPTS_RUN && set.port + set.ports - 1 > UINT16_MAX)
+		err = fail(&f, -EINVAL,
+			   "--port %u leaves no room for %u ports: lower it or --ports",
+			   (unsigned int)set.port, (unsigned int)set.ports);
 	if (err == OPTS_RUN && set.check && set.unload)
 		err = fail(&f, -EINVAL, "--check and --unload do not go together");
 	if (err) {

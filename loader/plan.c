@@ -78,8 +78,8 @@ bool plan_keeps(const struct cgroups *cgs, const struct pin *pin)
 
 static bool config_differs(const struct tp_config *config, const struct settings *settings)
 {
-	return config->port != settings->port || config->policy != (__u32)settings->policy ||
-	       !config->enabled;
+	return config->port != settings->port || config->ports != settings->ports ||
+	       config->policy != (__u32)settings->policy || !config->enabled;
 }
 
 int plan_make(const struct settings *settings, const struct cgroups *cgs, const struct set *set,

@@ -12,6 +12,7 @@ struct settings {
 	struct opt_common common; /* first: opts.h fills it */
 	struct opt_list cgroups;  /* empty: the root of the cgroup2 hierarchy */
 	uint64_t port;
+	uint64_t ports;
 	uint64_t max_connections;
 	int policy; /* enum tp_policy */
 	bool unload;

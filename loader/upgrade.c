@@ -191,6 +191,7 @@ static void settings_store(const struct upgrade *up)
 	__atomic_store_n(&config->policy, (__u32)up->settings->policy, __ATOMIC_RELAXED);
 	__atomic_store_n(&config->build, object_build(), __ATOMIC_RELAXED);
 	__atomic_store_n(&config->loaded_ns, load_time(), __ATOMIC_RELAXED);
+	__atomic_store_n(&config->ports, (__u16)up->settings->ports, __ATOMIC_RELAXED);
 	__atomic_store_n(&config->port, (__u16)up->settings->port, __ATOMIC_RELEASE);
 	__atomic_store_n(&config->enabled, 1, __ATOMIC_RELEASE);
 }

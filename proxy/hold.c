@@ -38,10 +38,10 @@
 #define EVENT_BATCH	512   /* before others get a turn */
 #define GRANTED_MS	10000 /* a granted client that is not accepted by then has gone unnoticed */
 
-static struct packet_flow flow_of(const struct proxy *p, const struct tp_endpoint *client)
+static struct packet_flow flow_of(const struct tp_endpoint *client, uint16_t proxy_port)
 {
 	return (struct packet_flow){.client = *client,
-				    .listener = listener_address(p, client->family)};
+				    .listener = listener_address(client->family, proxy_port)};
 }
 
 /* Raw sockets send to where the packet's own header says; the address only selects the route. A
@@ -62,7 +62,7 @@ static void send_packet(const struct proxy *p, const struct tp_endpoint *to, con
 
 static void send_syn(struct proxy *p, const struct tp_record *client, const struct tp_syn *syn)
 {
-	struct packet_flow flow = flow_of(p, &client->src);
+	struct packet_flow flow = flow_of(&client->src, client->proxy_port);
 	struct tp_grant grant = {.local = client->local};
 	uint8_t packet[PACKET_MAX];
 	size_t len = packet_syn(&flow, syn, &grant, packet);
@@ -85,7 +85,7 @@ static void send_source(struct proxy *p, const struct session *s)
 
 static void send_error(struct proxy *p, const struct session *s)
 {
-	struct packet_flow flow = flow_of(p, &s->client.src);
+	struct packet_flow flow = flow_of(&s->client.src, s->client.proxy_port);
 	uint8_t packet[PACKET_MAX];
 	size_t len = packet_error(&flow, s->syn.seq, s->error, s->by_icmp, packet);
 
@@ -111,11 +111,15 @@ void hold_waiting(struct proxy *p, struct session *s)
 
 void hold_grant(struct proxy *p, struct session *s)
 {
+	int listener = listener_index(p, s->client.src.family, s->client.proxy_port);
+
 	if (!s->client.local.family)
 		upstream_learn_source(s);
 	s->deadline_ms = p->now_ms + GRANTED_MS;
 	table_move(&p->table, s, LIST_GRANTED);
 	send_grant(p, s);
+	if (listener >= 0)
+		p->granted |= 1U << listener;
 	upstream_ack(s, 1); /* the client has connected: sending was what completed its handshake */
 }
 
@@ -205,7 +209,7 @@ static void on_syn(struct proxy *p, const struct tp_event_syn *event)
 
 static void on_stray(struct proxy *p, const struct tp_event_stray *event, size_t size)
 {
-	struct packet_flow flow = flow_of(p, &event->client);
+	struct packet_flow flow = flow_of(&event->client, event->proxy_port);
 	uint8_t packet[PACKET_MAX + TP_STRAY_MAX];
 
 	if (event->len >= 20 && event->len <= size - offsetof(struct tp_event_stray, segment))
@@ -270,8 +274,9 @@ static int attach_doorman(struct proxy *p, struct failure *f)
 	if (prog < 0)
 		return prog;
 	for (int i = 0; i < LISTENER_COUNT; i++) {
-		struct tp_door door = {
-			.netns = p->netns, .proxy_port = p->port, .slot = p->shared->slot};
+		struct tp_door door = {.netns = p->netns,
+				       .proxy_port = p->shared->port + i / FAMILY_COUNT,
+				       .slot = p->shared->slot};
 		socklen_t len = sizeof(__u64);
 		__u64 cookie;
 
@@ -288,9 +293,9 @@ static int attach_doorman(struct proxy *p, struct failure *f)
 
 static int open_raw_sockets(struct proxy *p, struct failure *f)
 {
-	static const int families[LISTENER_COUNT] = {AF_INET, AF_INET6};
+	static const int families[FAMILY_COUNT] = {AF_INET, AF_INET6};
 
-	for (int i = 0; i < LISTENER_COUNT; i++) {
+	for (int i = 0; i < FAMILY_COUNT; i++) {
 		int fd;
 
 		if (p->shared->raw[i] >= 0 || p->shared->listener[i] < 0)
@@ -351,6 +356,6 @@ void hold_close(struct proxy *p)
 		ring_buffer__free(p->ring);
 	p->ring = NULL;
 	p->shared->ring = fd_close(p->shared->ring);
-	for (int i = 0; i < LISTENER_COUNT; i++)
+	for (int i = 0; i < FAMILY_COUNT; i++)
 		p->shared->raw[i] = fd_close(p->shared->raw[i]);
 }

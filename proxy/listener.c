@@ -13,6 +13,7 @@
 #include "congestion.h"
 #include "endpoint.h"
 #include "hold.h"
+#include "log.h"
 #include "routes.h"
 
 #define DEAD_MS		     3000
@@ -22,12 +23,12 @@
 #define SELFTEST_PORT	     9
 
 /* The discard port here: should the connection not be redirected, it leaves the host in no case. */
-static const struct tp_endpoint selftest_dst[LISTENER_COUNT] = {
+static const struct tp_endpoint selftest_dst[FAMILY_COUNT] = {
 	{{[10] = 0xff, 0xff, 127, 0, 0, 1}, SELFTEST_PORT, AF_INET},
 	{{[15] = 1}, SELFTEST_PORT, AF_INET6},
 };
 
-static const struct tp_endpoint loopback[LISTENER_COUNT] = {
+static const struct tp_endpoint loopback[FAMILY_COUNT] = {
 	{{[10] = 0xff, 0xff, 127, 0, 0, 1}, 0, AF_INET},
 	{{[15] = 1}, 0, AF_INET6},
 };
@@ -61,36 +62,48 @@ static int listen_on(const struct tp_endpoint *where, uint16_t port)
 	return TAKE_FD(fd);
 }
 
-static int open_failed(const struct proxy *p, int family, int err, struct failure *f)
+static uint16_t listener_port(const struct proxy *p, int listener)
 {
-	const char *ip = family == LISTENER_V4 ? "127.0.0.1" : "[::1]";
+	return p->shared->port + listener / FAMILY_COUNT;
+}
+
+static int open_failed(const struct proxy *p, int listener, int err, struct failure *f)
+{
+	const char *ip = listener_family(listener) == LISTENER_V4 ? "127.0.0.1" : "[::1]";
+	uint16_t port = listener_port(p, listener);
 
 	if (err == -EADDRINUSE)
 		return fail(f, err,
 			    "cannot listen on %s:%u: another process holds it (another tproxyd of "
 			    "instance %s, or a stranger); find it with: ss -ltnp 'sport = %u'",
-			    ip, p->port, p->instance.name, p->port);
-	return fail(f, err, "cannot listen on %s:%u: %s; is the loopback interface up?", ip,
-		    p->port, strerror(-err));
+			    ip, port, p->instance.name, port);
+	return fail(f, err, "cannot listen on %s:%u: %s; is the loopback interface up?", ip, port,
+		    strerror(-err));
 }
 
 int listener_open(struct proxy *p, struct failure *f)
 {
-	p->port = p->shared->port = p->instance.config->port;
-	if (!p->port)
+	p->shared->port = p->instance.config->port;
+	p->shared->ports = p->instance.config->ports;
+	if (!p->shared->port || !p->shared->ports || p->shared->ports > TP_MAX_PORTS)
 		return fail(
 			f, -EINVAL,
 			"instance %s has no port, as if tproxy-load had been interrupted; tproxy "
 			"doctor --name %s says how to go on",
 			p->instance.name, p->instance.name);
-	for (int i = 0; i < LISTENER_COUNT; i++) {
-		int fd = listen_on(&loopback[i], p->port);
+	for (int i = 0; i < p->shared->ports * FAMILY_COUNT; i++) {
+		int family = listener_family(i),
+		    fd = listen_on(&loopback[family], listener_port(p, i));
 
 		/* A namespace without IPv6 has no ::1; its clients have no IPv6 either. */
-		if (i == LISTENER_V6 && (fd == -EAFNOSUPPORT || fd == -EADDRNOTAVAIL))
+		if (family == LISTENER_V6 && (fd == -EAFNOSUPPORT || fd == -EADDRNOTAVAIL))
 			continue;
-		if (fd < 0)
-			return open_failed(p, i, fd, f);
+		if (fd < 0 && open_failed(p, i, fd, f) && i < FAMILY_COUNT)
+			return fd;
+		if (fd < 0) { /* its clients come to the first port instead */
+			log_warning("%s; going on without it", f->text);
+			continue;
+		}
 		p->shared->listener[i] = fd;
 		p->shared->paces = congestion_paces(fd);
 		if (p->shared->paces)
@@ -99,12 +112,28 @@ int listener_open(struct proxy *p, struct failure *f)
 	return 0;
 }
 
-struct tp_endpoint listener_address(const struct proxy *p, int family)
+struct tp_endpoint listener_address(int family, uint16_t port)
 {
 	struct tp_endpoint ep = loopback[family == AF_INET ? LISTENER_V4 : LISTENER_V6];
 
-	ep.port = p->port;
+	ep.port = port;
 	return ep;
+}
+
+int listener_index(const struct proxy *p, int family, uint16_t port)
+{
+	uint16_t at = port - p->shared->port;
+
+	if (at >= p->shared->ports)
+		return -1;
+	return at * FAMILY_COUNT + (family == AF_INET ? LISTENER_V4 : LISTENER_V6);
+}
+
+int listener_is(const struct proxy *p, const struct tp_endpoint *ep)
+{
+	struct tp_endpoint ours = listener_address(ep->family, ep->port);
+
+	return listener_index(p, ep->family, ep->port) >= 0 && !memcmp(ep, &ours, sizeof(ours));
 }
 
 static int mark_set(const struct proxy *p, int fd, enum tp_role role)
@@ -307,6 +336,16 @@ static int accept_own(struct proxy *p, int listener, __u64 cookie,
 	return -ETIMEDOUT;
 }
 
+/* The listener that the hooks send a client to. */
+static int listener_of(const struct proxy *p, int family, __u64 cookie)
+{
+	int i = listener_index(p, family, tp_port_of(p->instance.config, cookie));
+
+	if (i < 0 || p->shared->listener[i] < 0)
+		i = listener_index(p, family, p->shared->port);
+	return p->shared->listener[i];
+}
+
 static int selftest_family(struct proxy *p, int family, void (*accepted)(struct proxy *p, int fd),
 			   struct failure *f)
 {
@@ -327,13 +366,13 @@ static int selftest_family(struct proxy *p, int family, void (*accepted)(struct 
 		return fail(f, -errno,
 			    "self-test: a connection to %s was not redirected to port %u: %m; see "
 			    "tproxy doctor",
-			    text, p->port);
-	server = accept_own(p, p->shared->listener[family], cookie, accepted);
+			    text, p->shared->port);
+	server = accept_own(p, listener_of(p, dst->family, cookie), cookie, accepted);
 	if (server < 0)
 		return fail(f, server,
 			    "self-test: a connection to %s did not arrive at port %u; see "
 			    "tproxy doctor",
-			    text, p->port);
+			    text, p->shared->port);
 	if (!original_dst_is(server, dst))
 		return fail(f, -EPROTO,
 			    "self-test: SO_ORIGINAL_DST does not name %s; are other programs "
@@ -344,7 +383,7 @@ static int selftest_family(struct proxy *p, int family, void (*accepted)(struct 
 
 int listener_selftest(struct proxy *p, void (*accepted)(struct proxy *p, int fd), struct failure *f)
 {
-	for (int i = 0; i < LISTENER_COUNT; i++) {
+	for (int i = 0; i < FAMILY_COUNT; i++) {
 		int err = p->shared->listener[i] < 0 ? 0 : selftest_family(p, i, accepted, f);
 
 		if (err)

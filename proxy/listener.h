@@ -9,8 +9,8 @@
 
 #include "proxy.h"
 
-/* Binds and listens on 127.0.0.1 and ::1 at the instance's port; not marked yet. IPv6 may be
- * absent. */
+/* Binds and listens on 127.0.0.1 and ::1 at the instance's ports; not marked yet. IPv6 may be
+ * absent, and all ports but the first be taken. */
 int listener_open(struct proxy *p, struct failure *f);
 
 /* Learns from the hooks which tgid and namespace the kernel sees, and enters them in map_config. */
@@ -33,8 +33,14 @@ void listener_distrust(struct proxy *p);
 /* Closes the listeners and frees the slot in map_config. */
 void listener_close(struct proxy *p);
 
-/* Where the listener of a family is. */
-struct tp_endpoint listener_address(const struct proxy *p, int family);
+/* Where the listener of a family (AF_INET, AF_INET6) and port is. */
+struct tp_endpoint listener_address(int family, uint16_t port);
+
+/* Its number among p->shared->listener, or -1. */
+int listener_index(const struct proxy *p, int family, uint16_t port);
+
+/* Whether an endpoint is one of our listeners. */
+int listener_is(const struct proxy *p, const struct tp_endpoint *ep);
 
 /* What the hooks know of an accepted connection. 0, or -ENOENT: nothing, so it is no client of
  * ours. */

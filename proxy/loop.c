@@ -122,6 +122,15 @@ static void accept_batch(struct proxy *p, int listener)
 	}
 }
 
+/* Whom we let in is there already: the last packet of the handshake was processed by the call that
+ * sent the first one. */
+static void accept_granted(struct proxy *p)
+{
+	for (int i = 0; p->granted; i++, p->granted >>= 1)
+		if (p->granted & 1 && !p->resume_ms)
+			accept_batch(p, p->shared->listener[i]);
+}
+
 static void begin_drain(struct proxy *p)
 {
 	struct shared *sh = p->shared;
@@ -247,6 +256,7 @@ int loop_run(struct proxy *p, struct failure *f)
 		p->now_ms = monotonic_ms();
 		for (int i = 0; i < n; i++)
 			dispatch(p, &events[i]);
+		accept_granted(p);
 		routes_settle(p);
 		session_run_ready(p);
 		session_expire(p);

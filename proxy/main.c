@@ -155,11 +155,13 @@ static int take_over(struct proxy *p, int memfd, struct failure *f)
 		err = open_instance(p, f);
 	if (err)
 		return err;
-	p->port = p->shared->port;
-	if (p->instance.config->port != p->port)
+	if (p->instance.config->port != p->shared->port ||
+	    p->instance.config->ports != p->shared->ports)
 		log_warning(
-			"instance %s has moved from port %u to %u: restart tproxyd to follow it",
-			p->instance.name, p->port, p->instance.config->port);
+			"instance %s has moved from port %u (%u) to %u (%u): restart tproxyd to "
+			"follow it",
+			p->instance.name, p->shared->port, p->shared->ports,
+			p->instance.config->port, p->instance.config->ports);
 	return 0;
 }
 

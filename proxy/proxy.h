@@ -31,8 +31,8 @@ struct proxy {
 	uint64_t routes_ms;	      /* when they were published last */
 	int routes_due;		      /* they have changed since */
 	struct mnl_socket *netlink;   /* tells of changed routes; NULL: hold is off */
-	uint16_t port;
-	uint32_t tgid; /* as the kernel sees it; what is registered */
+	uint32_t granted; /* bit: that listener has a client that was let in this turn */
+	uint32_t tgid;	  /* as the kernel sees it; what is registered */
 	__u64 netns;
 	uint64_t fd_limit;
 	uint64_t now_ms;    /* CLOCK_MONOTONIC, read once a turn */

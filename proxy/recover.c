@@ -62,7 +62,8 @@ static void check_books(struct proxy *p, struct recovery *r)
 	check(r, sh->memfd);
 	sh->epoll = check(r, sh->epoll);
 	sh->ring = check(r, sh->ring);
-	check_pair(r, sh->listener);
+	for (int i = 0; i < LISTENER_COUNT; i++)
+		sh->listener[i] = check(r, sh->listener[i]);
 	check_pair(r, sh->raw);
 	for (uint32_t i = 0; i < sh->pipes_used; i++)
 		check_pair(r, pipes[i].fd);
@@ -162,7 +163,8 @@ int recover_lists(struct proxy *p, const struct recovery *r, struct failure *f)
 	if (!lent || table_rebuild(&p->table))
 		return fail(f, -ENOMEM, "out of memory");
 	for (uint32_t i = 0; i < p->shared->slots_used; i++)
-		if (table_at(&p->table, i)->list != LIST_FREE)
+		if (table_at(&p->table, i)->list != LIST_FREE &&
+		    !list_is_hold(table_at(&p->table, i)->list))
 			mark_lent(p, table_at(&p->table, i), lent);
 	for (uint32_t i = 0; i < p->shared->pipes_used; i++)
 		pipes_restore(&p->pipes, i, state_of(r, &p->pipes.all[i], lent[i]));

@@ -163,7 +163,9 @@ static int fill(struct session *s, enum side from, struct pipes *pipes)
 	}
 	if (n < 0 && errno == EAGAIN)
 		return s->urgent & 1 << from ? pass_urgent(s, from) : -EAGAIN;
-	if (n == 0 && at_urgent_mark(s->fd[from]))
+	/* The FIN that epoll has announced, without any urgent data, is one. */
+	if (n == 0 && (s->urgent & 1 << from || !(s->ended & 1 << from)) &&
+	    at_urgent_mark(s->fd[from]))
 		return pass_urgent(s, from);
 	if (n < 0)
 		s->error = errno;

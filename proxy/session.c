@@ -56,12 +56,19 @@ static void leave_alone(const struct proxy *p, const struct tp_record *client)
 
 static void begin_and_watch(struct proxy *p, struct session *s);
 
+/* For another try: that one has a socket of its own. */
+static void upstream_drop(struct session *s)
+{
+	s->fd[UPSTREAM] = fd_close(s->fd[UPSTREAM]);
+	s->watched &= ~(1 << UPSTREAM);
+	s->ended &= ~(1 << UPSTREAM);
+}
+
 static void connect_failed(struct proxy *p, struct session *s, int err)
 {
 	/* A server that stays silent is asked for as long as the client wants to know. */
 	if (s->list == LIST_HELD && err == ETIMEDOUT) {
-		s->fd[UPSTREAM] = fd_close(s->fd[UPSTREAM]);
-		s->watched &= ~(1 << UPSTREAM);
+		upstream_drop(s);
 		begin_and_watch(p, s);
 		return;
 	}
@@ -181,11 +188,8 @@ static int begin(struct proxy *p, struct session *s)
 {
 	int r;
 
-	if (upstream_is_ourselves(p, &s->client.dst)) {
-		session_finish(p, s, END_LOOP, 1);
-		return -1;
-	}
-	r = upstream_connect(p, s);
+	/* The hooks let no such client come so far; should one, it must not come round again. */
+	r = listener_is(p, &s->client.dst) ? -ECONNREFUSED : upstream_connect(s);
 	if (r == -EMFILE || r == -ENFILE || r == -ENOBUFS || r == -ENOMEM)
 		no_resources(p, s, -r);
 	else if (r < 0)
@@ -200,10 +204,12 @@ static void begin_and_watch(struct proxy *p, struct session *s)
 
 	if (r < 0)
 		return;
-	if (r == 1 && s->list == LIST_HELD) {
+	if (r == 1 && s->list == LIST_HELD) { /* the client waits: everything else comes after */
 		hold_grant(p, s);
+		upstream_tune(p, s);
 		return;
 	}
+	upstream_tune(p, s);
 	/* Armed after connect(): the first events then tell all that has happened so far. */
 	if (s->fd[CLIENT] >= 0)
 		err = watch(p, s, CLIENT);
@@ -316,6 +322,8 @@ void session_event(struct proxy *p, struct session *s, enum side side, uint32_t 
 		return;
 	if (events & EPOLLPRI)
 		relay_urgent(s, side);
+	if (events & EPOLLRDHUP)
+		s->ended |= 1 << side;
 	if (s->list == LIST_CONNECTING || s->list == LIST_HELD) {
 		connecting_event(p, s, side, events);
 		return;
@@ -369,8 +377,7 @@ static void recover_connecting(struct proxy *p, struct session *s, const uint32_
 	/* Closed without an error to ask for: connect() was not called yet, or the predecessor has
 	 * taken the error. Another try finds out, and begins with a socket of its own. */
 	if (ready[UPSTREAM] & EPOLLHUP && !(ready[UPSTREAM] & EPOLLERR)) {
-		s->fd[UPSTREAM] = fd_close(s->fd[UPSTREAM]);
-		s->watched &= ~(1 << UPSTREAM);
+		upstream_drop(s);
 		s->client.local = (struct tp_endpoint){0};
 	}
 	if (s->list == LIST_CONNECTING && s->fd[CLIENT] < 0) {
@@ -378,7 +385,7 @@ static void recover_connecting(struct proxy *p, struct session *s, const uint32_
 		return;
 	}
 	if (s->fd[UPSTREAM] < 0) {
-		s->watched &= ~(1 << UPSTREAM);
+		upstream_drop(s);
 		begin_and_watch(p, s);
 		return;
 	}

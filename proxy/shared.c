@@ -30,18 +30,21 @@ static size_t total(const struct shared *sh)
 
 static struct shared header(uint32_t slots, uint32_t pipes)
 {
-	return (struct shared){
+	struct shared sh = {
 		.magic = SHARED_MAGIC,
 		.layout = SHARED_LAYOUT,
 		.size = {sizeof(struct shared), sizeof(struct session), sizeof(struct pipe)},
 		.slots = slots,
 		.pipes = pipes,
 		.epoll = -1,
-		.listener = {-1, -1},
 		.raw = {-1, -1},
 		.ring = -1,
 		.slot = TP_NO_SLOT,
 	};
+
+	for (int i = 0; i < LISTENER_COUNT; i++)
+		sh.listener[i] = -1;
+	return sh;
 }
 
 int shared_create(uint64_t fd_limit, struct shared **ret, struct failure *f)

@@ -20,9 +20,16 @@
 #include "pipes.h"
 #include "table.h"
 
-#define SHARED_LAYOUT 1 /* to be raised with any change to what is in the memory */
+#define SHARED_LAYOUT 2 /* to be raised with any change to what is in the memory */
 
-enum { LISTENER_V4, LISTENER_V6, LISTENER_COUNT };
+enum { LISTENER_V4, LISTENER_V6, FAMILY_COUNT };
+#define LISTENER_COUNT (TP_MAX_PORTS * FAMILY_COUNT)
+
+/* Listeners are numbered port by port; the first two are those of the first port. */
+static inline int listener_family(int listener)
+{
+	return listener % FAMILY_COUNT;
+}
 
 struct shared {
 	uint32_t magic;
@@ -32,18 +39,19 @@ struct shared {
 	uint32_t slots_used, pipes_used; /* those below have been used at some time */
 	int32_t memfd;
 	int32_t epoll;
-	int32_t listener[LISTENER_COUNT]; /* -1 where the family is not to be had */
-	int32_t raw[LISTENER_COUNT]; /* raw sockets that answer held clients; -1: hold is off */
-	int32_t ring;		     /* what the doorman delivers; -1: hold is off */
-	uint32_t slot;		     /* in map_config.proxies; TP_NO_SLOT: not registered yet */
-	uint32_t serving;     /* pid of the worker that has come to serve; 0: none ever did */
-	uint32_t workers;     /* how many there have been */
-	uint32_t stops;	      /* how often we were told to stop */
-	uint32_t stop_signal; /* the last time by which */
-	uint16_t port;	      /* of the listeners, host order */
-	uint16_t paces;	      /* the namespace's congestion control is none for loopback */
-	uint64_t netns;	      /* cookie of the listeners' network namespace */
-	uint64_t drain_until; /* CLOCK_MONOTONIC in ms; 0: not draining */
+	int32_t listener[LISTENER_COUNT]; /* -1: not used, or not to be had */
+	int32_t raw[FAMILY_COUNT]; /* raw sockets that answer held clients; -1: hold is off */
+	int32_t ring;		   /* what the doorman delivers; -1: hold is off */
+	uint32_t slot;		   /* in map_config.proxies; TP_NO_SLOT: not registered yet */
+	uint32_t serving;	   /* pid of the worker that has come to serve; 0: none ever did */
+	uint32_t workers;	   /* how many there have been */
+	uint32_t stops;		   /* how often we were told to stop */
+	uint32_t stop_signal;	   /* the last time by which */
+	uint16_t port;		   /* the first one of the listeners, host order */
+	uint16_t ports;		   /* how many */
+	uint32_t paces;		   /* the namespace's congestion control is none for loopback */
+	uint64_t netns;		   /* cookie of the listeners' network namespace */
+	uint64_t drain_until;	   /* CLOCK_MONOTONIC in ms; 0: not draining */
 };
 
 /* Makes the memory for as many sessions and pipes as there can be with that many descriptors; pages

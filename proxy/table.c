@@ -28,6 +28,11 @@ void table_free(struct table *t)
 	t->sessions = NULL;
 }
 
+static void empty_directions(struct session *s)
+{
+	s->dir[CLIENT] = s->dir[UPSTREAM] = (struct direction){.pipe = NO_PIPE};
+}
+
 static void append(struct table *t, struct session *s, enum session_list list)
 {
 	struct list_head *head = &t->lists[list];
@@ -75,8 +80,8 @@ struct session *table_take(struct table *t, enum session_list list)
 	*s = (struct session){
 		.generation = generation,
 		.fd = {-1, -1},
-		.dir = {{.pipe = NO_PIPE}, {.pipe = NO_PIPE}},
 	};
+	empty_directions(s);
 	append(t, s, list);
 	return s;
 }
@@ -84,6 +89,10 @@ struct session *table_take(struct table *t, enum session_list list)
 void table_move(struct table *t, struct session *s, enum session_list list)
 {
 	detach(t, s);
+	/* Should we die in between, a SYN that is none any more does no harm: its sequence number
+	 * is not that of the client's record, and the doorman drops it. */
+	if (list_is_hold(s->list) && !list_is_hold(list))
+		empty_directions(s);
 	if (list == LIST_FREE)
 		s->generation++;
 	append(t, s, list);
@@ -192,7 +201,7 @@ int table_rebuild(struct table *t)
 		struct session *s = table_at(t, i);
 
 		s->hashed = 0;
-		if (is_timed(s->list) && s->list != LIST_CONNECTING && s->fd[CLIENT] < 0)
+		if (list_is_hold(s->list) && s->fd[CLIENT] < 0)
 			table_hash_add(t, s);
 	}
 	return 0;

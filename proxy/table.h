@@ -79,7 +79,6 @@ enum session_end {
 	END_CLIENT_GAVE_UP, /* before the upstream answered */
 	END_DRAINED,	    /* still open when the drain deadline came */
 	END_NO_RESOURCES,   /* no descriptor for the upstream */
-	END_LOOP,	    /* its destination is the proxy itself */
 };
 
 struct session {
@@ -95,18 +94,28 @@ struct session {
 	uint8_t hashed;	     /* found by its client's cookie */
 	uint8_t tries;	     /* how often the client was sent its error */
 	uint8_t by_icmp;     /* the upstream was refused by an ICMP error */
-	uint8_t reserved[2];
-	int32_t fd[2];		 /* by enum side; -1 where there is none */
-	int32_t error;		 /* errno of a failed connect */
-	uint32_t hash_next;	 /* held ones are found by their client's cookie */
-	uint64_t start_ms;	 /* CLOCK_MONOTONIC; 0: not filled in yet, so there is no session */
-	uint64_t deadline_ms;	 /* of its list, 0: none */
-	struct direction dir[2]; /* by the side that sends */
-	struct tp_syn syn;	 /* of a held one */
+	uint8_t ended; /* bit 1 << side: that side's FIN is here; no urgent byte lies before it,
+			  unless `urgent` says so */
+	uint8_t reserved;
+	int32_t fd[2];	      /* by enum side; -1 where there is none */
+	int32_t error;	      /* errno of a failed connect */
+	uint32_t hash_next;   /* held ones are found by their client's cookie */
+	uint64_t start_ms;    /* CLOCK_MONOTONIC; 0: not filled in yet, so there is no session */
+	uint64_t deadline_ms; /* of its list, 0: none */
+	union {
+		struct tp_syn syn;	 /* while list_is_hold() */
+		struct direction dir[2]; /* from then on; by the side that sends */
+	};
 	struct tp_record client;
 };
 
-_Static_assert(sizeof(struct session) <= 320, "a session costs at most 320 bytes");
+_Static_assert(sizeof(struct session) <= 256, "a session costs at most 256 bytes");
+
+/* No byte can flow yet: what is kept is the client's SYN. */
+static inline int list_is_hold(enum session_list list)
+{
+	return list >= LIST_HELD && list <= LIST_REFUSED;
+}
 
 struct list_head {
 	uint32_t first, last, count;
@@ -143,10 +152,13 @@ static inline uint32_t table_slot(const struct table *t, const struct session *s
 	return s - t->sessions;
 }
 
-/* A cleared session on `list`, or NULL when the table is full. */
+/* A cleared session on `list`, or NULL when the table is full. Its directions are empty. */
 struct session *table_take(struct table *t, enum session_list list);
 
-/* Moves a session to the end of a list; LIST_FREE gives the slot back. */
+/*
+ * Moves a session to the end of a list; LIST_FREE gives the slot back. One that leaves the hold
+ * loses its SYN and gets two empty directions before that.
+ */
 void table_move(struct table *t, struct session *s, enum session_list list);
 
 /* The oldest on a list, or NULL. */

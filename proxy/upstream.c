@@ -9,14 +9,6 @@
 
 #include "congestion.h"
 #include "endpoint.h"
-#include "listener.h"
-
-int upstream_is_ourselves(const struct proxy *p, const struct tp_endpoint *dst)
-{
-	struct tp_endpoint self = listener_address(p, dst->family);
-
-	return !memcmp(dst, &self, sizeof(self));
-}
 
 /*
  * The source that the client chose with bind() is the one the server sees. The port can be had a
@@ -96,7 +88,7 @@ void upstream_ack(const struct session *s, int now)
 	setsockopt(s->fd[UPSTREAM], IPPROTO_TCP, TCP_QUICKACK, &now, sizeof(now));
 }
 
-int upstream_connect(const struct proxy *p, struct session *s)
+int upstream_connect(struct session *s)
 {
 	struct sockaddr_storage addr;
 	int err, fd, one = 1;
@@ -121,11 +113,13 @@ int upstream_connect(const struct proxy *p, struct session *s)
 	if (err && err != EINPROGRESS)
 		return -err;
 	upstream_learn_source(s);
-	if (!is_local(&s->client))
-		return !err;
-	if (p->shared->paces)
-		congestion_local(fd);
 	/* A handshake with this host is over by now, though the call returned before it was: asking
 	 * saves a turn of the event loop, which is most of what it takes. */
-	return err ? upstream_result(s) : 1;
+	return err && is_local(&s->client) ? upstream_result(s) : !err;
+}
+
+void upstream_tune(const struct proxy *p, const struct session *s)
+{
+	if (p->shared->paces && is_local(&s->client))
+		congestion_local(s->fd[UPSTREAM]);
 }

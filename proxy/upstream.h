@@ -9,7 +9,10 @@
  * 1: connected; 0: under way; or -errno. The session has the socket at once, whatever becomes of
  * it, and knows the source that the server sees.
  */
-int upstream_connect(const struct proxy *p, struct session *s);
+int upstream_connect(struct session *s);
+
+/* What the connection does not need before it is there: its congestion control. */
+void upstream_tune(const struct proxy *p, const struct session *s);
 
 /* Notes the source that the server sees; for a successor, that may find a connection without. */
 void upstream_learn_source(struct session *s);
@@ -27,8 +30,5 @@ int upstream_result(struct session *s);
  * client gives up.
  */
 void upstream_ack(const struct session *s, int now);
-
-/* Whether a destination is the proxy's own listener. */
-int upstream_is_ourselves(const struct proxy *p, const struct tp_endpoint *dst);
 
 #endif

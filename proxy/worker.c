@@ -30,7 +30,8 @@ static int first_start(struct proxy *p, struct failure *f)
 	if (!err)
 		err = listener_selftest(p, session_accepted, f);
 	if (!err)
-		log_notice("serving instance %s on port %u%s as pid %u", p->instance.name, p->port,
+		log_notice("serving instance %s on port %u%s as pid %u", p->instance.name,
+			   p->shared->port,
 			   p->shared->listener[LISTENER_V6] < 0
 				   ? " (IPv4 only: there is no ::1 here)"
 				   : "",

@@ -325,15 +325,15 @@ char *checkup_load_command(const json_t *in, uint64_t max)
 	fprintf(out, "tproxy-load --name %s", name);
 	put_cgroups(out, in, &unknown);
 	if (json_object_get(in, "abi"))
-		fprintf(out, " --port %" PRIu64 " --on-proxy-down %s", tree_value(in, "port"),
-			tree_text(in, "policy"));
+		fprintf(out, " --port %" PRIu64 " --ports %" PRIu64 " --on-proxy-down %s",
+			tree_value(in, "port"), tree_value(in, "ports"), tree_text(in, "policy"));
 	if (!max)
 		max = tree_value(in, "max_connections");
 	if (max)
 		fprintf(out, " --max-connections %" PRIu64, max);
 	fputs(unknown, out);
 	if (!json_object_get(in, "abi"))
-		fputs(", with --port and --on-proxy-down as it was loaded", out);
+		fputs(", with --port, --ports and --on-proxy-down as it was loaded", out);
 	fclose(out);
 	return text;
 }

@@ -37,6 +37,7 @@ static void describe_config(json_t *tree, const struct tp_config *cfg)
 	tree_set(tree, "loaded", time_text(cfg->loaded_ns));
 	tree_set(tree, "enabled", tree_bool(cfg->enabled));
 	tree_set(tree, "port", tree_number(cfg->port));
+	tree_set(tree, "ports", tree_number(cfg->ports));
 	tree_set(tree, "policy",
 		 tree_string(cfg->policy == TP_POLICY_REFUSE ? "refuse" : "direct"));
 }
@@ -271,7 +272,7 @@ static json_t *describe_instance(const char *name)
 	if (!config_read(name, links, count, &config)) {
 		describe_config(tree, &config);
 		tree_set(tree, "proxies", describe_proxies(&config, sockdiag_netns_cookie()));
-		listeners = listeners_describe(name, config.port);
+		listeners = listeners_describe(name, config.port, config.ports);
 		tree_set(tree, "serving", listeners_serving(listeners));
 		tree_set(tree, "listeners", listeners);
 	}

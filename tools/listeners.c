@@ -46,9 +46,9 @@ static json_t *describe(const struct sockdiag_socket *s, int map)
 	return one;
 }
 
-json_t *listeners_describe(const char *instance, uint16_t port)
+json_t *listeners_describe(const char *instance, uint16_t port, uint16_t ports)
 {
-	struct sockdiag_query query = {.states = 1 << TCP_LISTEN, .local_port = port};
+	struct sockdiag_query query = {.states = 1 << TCP_LISTEN};
 	struct sockdiag_socket *sockets _cleanup_free_ = NULL;
 	struct failure ignored;
 	int map _cleanup_fd_ = -1;
@@ -60,7 +60,8 @@ json_t *listeners_describe(const char *instance, uint16_t port)
 	all = tree_array();
 	map = instance_open_map(instance, "", PIN_MAP_listeners, &ignored);
 	for (size_t i = 0; i < count; i++)
-		tree_add(all, describe(&sockets[i], map));
+		if ((uint16_t)(sockets[i].local.port - port) < ports)
+			tree_add(all, describe(&sockets[i], map));
 	return all;
 }
 

@@ -168,6 +168,8 @@ static int load(struct run *r, struct failure *f)
 			r->box.cgroup,
 			"--port",
 			port,
+			"--ports",
+			"1",
 			"--on-proxy-down",
 			(char *)policies[r->settings->policy],
 			"--quiet",

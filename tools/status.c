@@ -40,7 +40,13 @@ static void print_state(const json_t *in)
 
 static void print_settings(const json_t *in)
 {
-	printf("  port        %" PRIu64 " on 127.0.0.1 and ::1\n", tree_value(in, "port"));
+	uint64_t port = tree_value(in, "port"), ports = tree_value(in, "ports");
+
+	if (ports > 1)
+		printf("  ports       %" PRIu64 " to %" PRIu64 " on 127.0.0.1 and ::1\n", port,
+		       port + ports - 1);
+	else
+		printf("  port        %" PRIu64 " on 127.0.0.1 and ::1\n", port);
 	printf("  policy      %s while no proxy serves\n", tree_text(in, "policy"));
 	printf("  loaded      %s, build %s, ABI %" PRIu64 "\n", tree_text(in, "loaded"),
 	       tree_text(in, "build"), tree_value(in, "abi"));

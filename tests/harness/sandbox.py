@@ -16,7 +16,8 @@ from .system import Failed, bpftool, run, wait_for
 
 # Accepted first and connected afterwards: a failure can then only be told by a reset.
 UNHELD = ("--hold", "off")
-PROXY_PORT = 18000  # the default; each test file has a network namespace of its own
+# The default; each test file has a network namespace of its own.
+PROXY_PORT, PROXY_PORTS = 18000, 4
 
 # Joins a cgroup, then becomes the command.
 LAUNCHER = ["sh", "-c", 'echo 0 > "$0/cgroup.procs" && exec "$@"']
@@ -29,7 +30,7 @@ def redirected(client):
         rows = pathlib.Path(f"/proc/thread-self/net/{table}").read_text().splitlines()[1:]
         for remote, owner in ((row.split()[2], row.split()[9]) for row in rows):
             if owner == inode:
-                return int(remote.split(":")[1], 16) == PROXY_PORT
+                return int(remote.split(":")[1], 16) - PROXY_PORT in range(PROXY_PORTS)
     raise Failed("the socket is in no table of this namespace")
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Connections through the hooks and tproxyd: who reaches whom, and what either sees."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -8,7 +9,7 @@ import itertools
 import socket
 import sys
 
-from harness import (PROXY_PORT, Failed, Sandbox, Server, UNPRIVILEGED, banner, case, case_for,
+from harness import (PROXY_PORT, PROXY_PORTS, Failed, Sandbox, Server, UNPRIVILEGED, banner, case, case_for,
                      echo, hello, in_netns, line, main, new_netns, redirected, silent, wait_for)
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -77,7 +78,7 @@ def the_record_says_who_connects_to_where():
         assert record["dst"] == {"ip": [0] * 10 + [255, 255, 10, 77, 0, 3], "port": server.port,
                                  "family": V4}, record
         assert record["src"]["family"] == V4 and record["src"]["port"], record
-        assert record["proxy_port"] == PROXY_PORT, record
+        assert record["proxy_port"] - PROXY_PORT in range(PROXY_PORTS), record
         client.kill()
         client.wait()
         box.wait_no_records()
@@ -232,13 +233,14 @@ def a_refused_attempt_leaves_the_socket_usable():
 
 
 IP_LOCAL_PORT_RANGE = 51  # Linux 6.3
+ONE_PORT = ("--ports", "1")
 ports = itertools.count(40001)
 
 
 def connect_after_the_hook_fails(box, taken, wanted):
     """
-    Two sockets with one port to choose from, for two servers: on the way to the proxy they are the
-    same connection, so the second connect() fails between the hook and the SYN. Gives both sockets.
+    Two sockets with one port to choose from, for two servers: on the way to a port of the proxy's
+    they are the same connection, so the second connect() fails between the hook and the SYN. Gives both sockets.
     """
     pair, port = [], next(ports)
     for _ in range(2):
@@ -254,7 +256,8 @@ def connect_after_the_hook_fails(box, taken, wanted):
 
 @case
 def a_connect_that_fails_after_the_hook_leaves_no_record():
-    with Sandbox() as box, Server("10.77.0.2", banner) as one, Server("10.77.0.3", banner) as two:
+    with Sandbox(load=ONE_PORT) as box, Server("10.77.0.2", banner) as one, \
+            Server("10.77.0.3", banner) as two:
         good, bad = connect_after_the_hook_fails(box, one.address, two.address)
         bad.close()
         wait_for(lambda: len(box.map("socks")) == 1, "the record of the failed attempt to go")
@@ -265,7 +268,8 @@ def a_connect_that_fails_after_the_hook_leaves_no_record():
 
 @case
 def getpeername_does_not_answer_from_an_attempt_that_failed():
-    with Sandbox() as box, Server("10.77.0.2", banner) as one, Server("10.77.0.3", banner) as two:
+    with Sandbox(load=ONE_PORT) as box, Server("10.77.0.2", banner) as one, \
+            Server("10.77.0.3", banner) as two:
         good, bad = connect_after_the_hook_fails(box, one.address, ("10.77.0.4", 80))
         box.proxy.stop(signal.SIGKILL)
         bad.connect(two.address)  # direct
@@ -290,6 +294,39 @@ def a_socket_made_inside_is_intercepted_outside():
         client.connect(server.address)
         assert line(client) == f"10.77.0.1 {server.port}"
         assert redirected(client) and server.peers == [client.getsockname()]
+
+
+@case
+def connections_are_spread_over_the_ports():
+    """One port to choose from, and a connection through each port of the proxy's."""
+    with Sandbox() as box, Server("10.77.0.1", echo) as server, contextlib.ExitStack() as open_ones:
+        ports = {}
+        def all_met():
+            client = open_ones.enter_context(box.connect(server.address))
+            client.sendall(b"x")
+            assert client.recv(1) == b"x" and redirected(client)
+            for record in box.records():
+                ports[record["proxy_port"]] = ports.get(record["proxy_port"], 0) + 1
+            return set(ports) == set(range(PROXY_PORT, PROXY_PORT + PROXY_PORTS))
+        wait_for(all_met, "a client at each port")
+
+
+@case
+def a_port_that_a_stranger_has_is_done_without():
+    with Sandbox(proxy=None) as box, Server("10.77.0.1", banner) as server, \
+            socket.create_server(("127.0.0.1", PROXY_PORT + 2)) as stranger:
+        box.proxy = box.start_proxy()
+        assert f"127.0.0.1:{PROXY_PORT + 2}" in box.proxy.log(), box.proxy.log()
+        for _ in range(4 * PROXY_PORTS):
+            with box.connect(server.address) as client:
+                assert line(client) == f"10.77.0.1 {server.port}"
+                assert redirected(client)
+        stranger.setblocking(False)
+        try:
+            stranger.accept()
+            raise Failed("the stranger got a client")
+        except BlockingIOError:
+            pass
 
 
 main()

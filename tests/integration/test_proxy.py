@@ -238,21 +238,23 @@ def unjam(connection):
 @case
 def pipes_kept_for_reuse_keep_no_client_out():
     """Bytes stuck both ways take two pipes a session; once they have flowed these are spare."""
-    ended = threading.Event()
+    begun, ended = threading.Event(), threading.Event()
 
     def stuck(connection):
+        begun.wait()
         while not ended.wait(0.01):
             jam(connection)
         unjam(connection)
 
     with Sandbox(proxy=None) as box, Server("10.77.0.1", stuck) as server:
-        box.proxy = box.start_proxy(prefix=["prlimit", "--nofile=100:100"])
+        box.proxy = box.start_proxy(prefix=["prlimit", "--nofile=106:106"])
         clients = [box.connect(server.address) for _ in range(16)]
+        begun.set()
 
         def pipes_in_use():
             for client in clients:
                 jam(client)
-            return len(os.listdir(f"/proc/{box.proxy.pid}/fd")) > 95
+            return len(os.listdir(f"/proc/{box.proxy.pid}/fd")) > 101
 
         wait_for(pipes_in_use, "pipes to be in use")
         ended.set()
