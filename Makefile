@@ -72,7 +72,7 @@ PROGRAMS := $(O)/tproxy-load $(O)/tproxyd $(O)/tproxy
 # and the objects of the programs less their main().
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(O)/tests/%,$(wildcard tests/unit/test_*.c))
 TEST_PROGRAMS := $(patsubst tests/programs/%.c,$(O)/tests/%,$(wildcard tests/programs/*.c))
-BENCH_PROGRAMS := $(O)/tests/bench/load $(O)/tests/bench/origin
+BENCH_PROGRAMS := $(addprefix $(O)/tests/bench/,load origin relay)
 
 .PHONY: all
 all: $(PROGRAMS)

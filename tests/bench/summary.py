@@ -6,7 +6,7 @@ import statistics
 
 from .rows import ONCE_ROWS, ROWS
 
-DIRECT, OURS = "direct", "tproxy"
+DIRECT, FLOOR, OURS = "direct", "floor", "tproxy"
 OUR_PATHS = ("tproxy", "tproxy-nohold")
 
 
@@ -28,6 +28,7 @@ class Cell:
 class Verdict:
     text: str  # the goal in words
     met: bool
+    how: str  # met, not met, and how far from the floor
 
 
 def _round_values(row, rounds, path):
@@ -53,6 +54,17 @@ def cell(row, rounds, path):
                 min(spread), max(spread))
 
 
+def _judge(row, cells, bound_words, bound):
+    """A goal that is not met is held against the floor, too: who is within a tenth of it is at it."""
+    ours, floor = cells[OURS].figure, cells.get(FLOOR)
+    met = ours >= bound if row.higher_is_better else ours <= bound
+    if met or not floor:
+        return Verdict(bound_words, met, "met" if met else "NOT met")
+    near = ours >= 0.9 * floor.figure if row.higher_is_better else ours <= 1.1 * floor.figure
+    shown = f"{'x' if row.ratio else ''}{number(floor.figure)}"
+    return Verdict(bound_words, False, f"NOT met; {'at' if near else 'off'} the floor ({shown})")
+
+
 def verdict(row, cells):
     """Whether the goal of a row is met, or None where there is no goal or no number."""
     ours = cells.get(OURS)
@@ -62,16 +74,14 @@ def verdict(row, cells):
     sign = "x" if row.ratio else ""
     if kind == "best peer":
         peers = [found.figure for path, found in cells.items()
-                 if found and path != DIRECT and path not in OUR_PATHS]
+                 if found and path not in (DIRECT, FLOOR, *OUR_PATHS)]
         if not peers:
             return None
         words = "the best peer's" if bound == 1 else f"{bound:g} of the best peer's"
-        return Verdict(f"<= {words} ({sign}{number(min(peers) * bound)})",
-                       ours.figure <= min(peers) * bound)
+        bound *= min(peers)
+        return _judge(row, cells, f"<= {words} ({sign}{number(bound)})", bound)
     unit = "" if row.ratio or row.unit == "x" else f" {row.unit}"
-    if kind == "at most":
-        return Verdict(f"<= {sign}{bound:g}{unit}", ours.figure <= bound)
-    return Verdict(f">= {sign}{bound:g}{unit}", ours.figure >= bound)
+    return _judge(row, cells, f"{'<=' if kind == 'at most' else '>='} {sign}{bound:g}{unit}", bound)
 
 
 def table(results):
@@ -107,7 +117,7 @@ def show(row, path, found):
 
 
 def goal_words(judged):
-    return f"{judged.text}: {'met' if judged.met else 'NOT met'}" if judged else ""
+    return f"{judged.text}: {judged.how}" if judged else ""
 
 
 def steal_words(results):

@@ -17,7 +17,7 @@ from harness.sandbox import LAUNCHER, Sandbox
 
 from . import machine
 
-ADDRESS = "10.77.0.1"
+ADDRESS, ELSEWHERE = "10.77.0.1", "10.77.0.2"
 PORT, SINK_PORT, BULK_PORT = "8080", "8081", "5201"
 PROXY_PORTS = (18000, 18001, 18002)  # with a fixed upstream: one for each of the origin's
 PEERS = pathlib.Path(__file__).resolve().parent / "peers"
@@ -44,6 +44,7 @@ class World:
     name = "direct"
     about = "no proxy"
     session_descriptors = 2  # of one process of the proxy
+    origin_address = ADDRESS
 
     def __init__(self):
         self._stack = contextlib.ExitStack()
@@ -87,6 +88,14 @@ class World:
         log = self._stack.enter_context(open(self.scratch / "log", "ab"))
         options = {"stdout": log, "stderr": log, "stdin": subprocess.DEVNULL, **options}
         return subprocess.Popen([*LAUNCHER, str(cgroup), *map(str, command)], **options)
+
+    def spawn_ready(self, cgroup, program, *words):
+        """Starts a program of the bench and waits until it says that it is ready."""
+        process = self.spawn(cgroup, system.O / "tests/bench" / program, *words,
+                             stdout=subprocess.PIPE)
+        if process.stdout.readline() != b"ready\n":
+            raise system.Failed((self.scratch / "log").read_text(errors="replace"))
+        self._stack.callback(process.stdout.close)
 
     def spawn_peer(self, ports, *command):
         """Starts a peer and waits until it listens."""
@@ -170,14 +179,23 @@ class World:
         return int(words[words.index("inuse") + 1])
 
     def _start_origin(self):
-        origin = self.spawn(self._origin, system.O / "tests/bench/origin", ADDRESS, PORT, SINK_PORT,
-                            stdout=subprocess.PIPE)
-        if origin.stdout.readline() != b"ready\n":
-            raise system.Failed((self.scratch / "log").read_text(errors="replace"))
-        self._stack.callback(origin.stdout.close)
-        self.spawn(self._origin, "iperf3", "--server", "--bind", ADDRESS, "--port", BULK_PORT)
+        self.spawn_ready(self._origin, "origin", self.origin_address, PORT, SINK_PORT)
+        self.spawn(self._origin, "iperf3", "--server", "--bind", self.origin_address, "--port",
+                   BULK_PORT)
         system.wait_for(lambda: f":{BULK_PORT} " in system.run(["ss", "-Hltn"]).stdout,
                         "iperf3 to listen")
+
+
+class Floor(World):
+    """Two connections for one, and nothing else."""
+
+    name = "floor"
+    about = ("the least that any proxy does: a relay of two hundred lines, dialled directly, with a "
+             "fixed upstream")
+    origin_address = ELSEWHERE
+
+    def start_proxy(self):
+        self.spawn_ready(self.proxy, "relay", ADDRESS, ELSEWHERE, PORT, SINK_PORT, BULK_PORT)
 
 
 class Tproxy(World):
@@ -259,7 +277,7 @@ class SocketProxyd(World):
                 pass  # the first connection starts it
 
 
-ALL = (World, Tproxy, TproxyNoHold, HAProxy, Redsocks, Nginx, SocketProxyd)
+ALL = (World, Floor, Tproxy, TproxyNoHold, HAProxy, Redsocks, Nginx, SocketProxyd)
 OURS = ("tproxy", "tproxy-nohold")
 PACKAGES = ("haproxy", "redsocks", "microsocks", "nginx-light", "libnginx-mod-stream", "systemd",
             "iperf3", "nftables")
