@@ -17,6 +17,7 @@
 
 #define TP_NAME_LEN    32 /* instance name, NUL included */
 #define TP_COMM_LEN    16 /* the kernel's TASK_COMM_LEN */
+#define TP_CC_LEN      16 /* the kernel's TCP_CA_NAME_MAX */
 #define TP_MAX_PROXIES 8  /* tproxyd processes registered at once: one a network namespace */
 #define TP_NO_SLOT     TP_MAX_PROXIES /* a proxy that is no tproxyd: it has no ring and no settings */
 #define TP_MAX_PORTS   16
@@ -46,11 +47,12 @@ struct tp_record {
 	struct tp_endpoint
 		local; /* what getsockname answers: the source the server sees; 0: unknown */
 	char comm[TP_COMM_LEN];
-	__u32 mark;	  /* the client's SO_MARK */
-	__u32 seq;	  /* of the held SYN: which attempt of this socket is meant */
-	__u16 proxy_port; /* listener port the client was sent to, host order */
-	__u16 slot;	  /* of its tproxyd in tp_config.proxies, or TP_NO_SLOT */
-	__u16 flags;	  /* TP_RECORD_... */
+	char congestion[TP_CC_LEN]; /* the client's congestion control */
+	__u32 mark;		    /* the client's SO_MARK */
+	__u32 seq;		    /* of the held SYN: which attempt of this socket is meant */
+	__u16 proxy_port;	    /* listener port the client was sent to, host order */
+	__u16 slot;		    /* of its tproxyd in tp_config.proxies, or TP_NO_SLOT */
+	__u16 flags;		    /* TP_RECORD_... */
 	__u16 reserved;
 };
 
@@ -93,8 +95,9 @@ enum tp_role {
 	TP_ROLE_REGISTER, /* throw-away socket: connect() stores the caller's tgid and netns, passes
 			   */
 	TP_ROLE_SELFTEST, /* throw-away socket: connect() is redirected even for a proxy */
-	TP_ROLE_LEAVING,  /* listener to which no more clients are sent; those on their way come in
-			   */
+	TP_ROLE_CLIENT, /* client with another congestion control than client.congestion, its own */
+	TP_ROLE_LEAVING, /* listener to which no more clients are sent; those on their way come in
+			  */
 };
 
 /*
@@ -109,7 +112,7 @@ struct tp_mark {
 	__u64 netns; /* stored by the connect hooks */
 	__u32 slot;  /* LISTENER: of its tproxyd in tp_config.proxies, or TP_NO_SLOT */
 	__u32 reserved;
-	struct tp_record client; /* ACCEPTED */
+	struct tp_record client; /* ACCEPTED; of CLIENT only `congestion` */
 };
 
 /*
@@ -194,6 +197,8 @@ struct tp_proxy {
 	__u32 tgid; /* as the kernel sees it in the initial pid namespace; 0: slot free */
 	__u32 connect_timeout; /* ms after which a held client meets ETIMEDOUT; 0: by its own timer
 				*/
+	__u32 paces; /* the namespace's congestion control paces, which slows a loopback down */
+	__u32 reserved;
 };
 
 /*
@@ -270,15 +275,15 @@ struct tp_stats {
 #define TP_SO_RECORD 1
 
 _Static_assert(sizeof(struct tp_endpoint) == 20, "tp_endpoint");
-_Static_assert(sizeof(struct tp_record) == 136, "tp_record");
+_Static_assert(sizeof(struct tp_record) == 152, "tp_record");
 _Static_assert(sizeof(struct tp_port_key) == 32, "tp_port_key");
 _Static_assert(sizeof(struct tp_route_key) == 28, "tp_route_key");
-_Static_assert(sizeof(struct tp_mark) == 160, "tp_mark");
+_Static_assert(sizeof(struct tp_mark) == 176, "tp_mark");
 _Static_assert(sizeof(struct tp_syn) == 48, "tp_syn");
-_Static_assert(sizeof(struct tp_event_syn) == 192, "tp_event_syn");
+_Static_assert(sizeof(struct tp_event_syn) == 208, "tp_event_syn");
 _Static_assert(sizeof(struct tp_event_gone) == 16, "tp_event_gone");
 _Static_assert(offsetof(struct tp_event_stray, segment) == 32, "tp_event_stray");
-_Static_assert(sizeof(struct tp_proxy) == 16, "tp_proxy");
-_Static_assert(sizeof(struct tp_config) == 200, "tp_config");
+_Static_assert(sizeof(struct tp_proxy) == 24, "tp_proxy");
+_Static_assert(sizeof(struct tp_config) == 264, "tp_config");
 
 #endif

@@ -3,6 +3,12 @@
 #ifndef TPROXY_ADDR_BPF_H
 #define TPROXY_ADDR_BPF_H
 
+/* Whether a congestion control has a name of three letters, or one that begins with it. */
+static __always_inline int cc_is(const char *name, const char *three)
+{
+	return name[0] == three[0] && name[1] == three[1] && name[2] == three[2];
+}
+
 #define AF_INET	       2
 #define AF_INET6       10
 #define V4_MAPPED_WORD bpf_htonl(0xffff)

@@ -76,11 +76,14 @@ static __always_inline enum found listener_at(struct bpf_sock_addr *ctx, __u16 p
 	return found;
 }
 
-/* The first port is the one that a proxy cannot do without. */
+/*
+ * The first port is the one that a proxy cannot do without, and the one for clients that have
+ * chosen their own: two of these with one source must meet there, see source_taken().
+ */
 static __always_inline enum verdict
 listener_find(struct bpf_sock_addr *ctx, const struct tp_config *cfg, int v4, struct tp_record *rec)
 {
-	__u16 port = tp_port_of(cfg, rec->cookie);
+	__u16 port = rec->flags & TP_RECORD_BOUND_PORT ? cfg->port : tp_port_of(cfg, rec->cookie);
 	enum found found = listener_at(ctx, port, v4, rec);
 
 	if (found != FOUND_PROXY && port != cfg->port)
@@ -180,6 +183,30 @@ static __always_inline void reuseaddr_lend(struct bpf_sock_addr *ctx, struct tp_
 		rec->flags |= TP_RECORD_REUSE_LENT;
 }
 
+/*
+ * A congestion control that paces by what it measures (bbr) halves the throughput of loopback,
+ * where there is nothing to measure. The client's own is what getsockopt answers, and is the
+ * upstream's.
+ */
+static __always_inline void congestion_lend(struct bpf_sock_addr *ctx, const struct tp_config *cfg,
+					    struct bpf_sock *sk, struct tp_record *rec)
+{
+	char local[TP_CC_LEN] = "reno";
+	__u32 slot = rec->slot;
+	struct tp_mark *mark;
+
+	if (bpf_getsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, rec->congestion,
+			   sizeof(rec->congestion)) ||
+	    slot >= TP_MAX_PROXIES || !cfg->proxies[slot].paces || !cc_is(rec->congestion, "bbr"))
+		return;
+	mark = bpf_sk_storage_get(&map_listeners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!mark || mark->role != TP_ROLE_NONE ||
+	    bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, local, sizeof(local)))
+		return;
+	__builtin_memcpy(mark->client.congestion, rec->congestion, sizeof(rec->congestion));
+	mark->role = TP_ROLE_CLIENT;
+}
+
 static __always_inline int record_store(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
 					struct tp_record *rec)
 {
@@ -259,10 +286,10 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		COUNT(no_listener);
 		return VERDICT_NO_PROXY;
 	}
+	source_read(sk, &rec);
 	verdict = listener_find(ctx, cfg, v4, &rec);
 	if (verdict != VERDICT_REDIRECT)
 		return verdict;
-	source_read(sk, &rec);
 	if (is_loopback_source(&rec)) {
 		COUNT(loopback_source);
 		return VERDICT_PASS;
@@ -279,6 +306,7 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		COUNT(no_route);
 		return VERDICT_NO_ROUTE;
 	}
+	congestion_lend(ctx, cfg, sk, &rec);
 	if (record_store(ctx, sk, &rec)) {
 		COUNT(no_record_space);
 		return VERDICT_NO_PROXY;

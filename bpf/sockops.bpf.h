@@ -106,6 +106,22 @@ static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
+/* Client end: the socket may live on, and connect to somewhere else. */
+static __always_inline void congestion_take_back(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct tp_mark *mark;
+
+	if (!sk)
+		return;
+	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
+	if (!mark || mark->role != TP_ROLE_CLIENT)
+		return;
+	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, mark->client.congestion,
+		       sizeof(mark->client.congestion));
+	mark->role = TP_ROLE_NONE;
+}
+
 /*
  * Client end, on the way to CLOSE. One that never got in may have a tproxyd connecting for it. The
  * record stays for getsockname as long as somebody has the socket open.
@@ -126,6 +142,8 @@ static __always_inline void client_closed(struct bpf_sock_ops *ctx)
 	rec->flags |= TP_RECORD_CLOSED;
 	if (rec->flags & TP_RECORD_RELEASED)
 		record_free(cookie);
+	else
+		congestion_take_back(ctx);
 }
 
 /* Nobody has the client's socket open any more; its connection may still be ending. */

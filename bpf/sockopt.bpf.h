@@ -96,6 +96,23 @@ static __always_inline int answer_record(struct bpf_sockopt *ctx, const struct t
 	return 1;
 }
 
+/* What a client's congestion control is, if it is the one that the connect hook has set. */
+static __always_inline int answer_congestion(struct bpf_sockopt *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	char *out = ctx->optval;
+	struct tp_mark *mark;
+
+	if (!sk || sk->protocol != IPPROTO_TCP)
+		return 1;
+	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
+	if (!mark || mark->role != TP_ROLE_CLIENT || (void *)(out + TP_CC_LEN) > ctx->optval_end)
+		return 1;
+	if (cc_is(out, "reno"))
+		__builtin_memcpy(out, mark->client.congestion, TP_CC_LEN);
+	return 1;
+}
+
 static __always_inline int sockopt_answer(struct bpf_sockopt *ctx)
 {
 	const struct tp_record *rec;
@@ -110,13 +127,16 @@ static __always_inline int sockopt_answer(struct bpf_sockopt *ctx)
 		ctx->optlen = 0;
 		return 1;
 	}
+	if (ctx->level == IPPROTO_TCP && ctx->optname == TCP_CONGESTION)
+		return answer_congestion(ctx);
 	if (ctx->optname != SO_ORIGINAL_DST && ctx->level != TP_SOL)
 		return 1;
 	sk = ctx->sk;
 	if (!sk || sk->protocol != IPPROTO_TCP)
 		return 1;
 	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
-	if (!mark || mark->role == TP_ROLE_REGISTER || mark->role == TP_ROLE_SELFTEST)
+	if (!mark || mark->role == TP_ROLE_REGISTER || mark->role == TP_ROLE_SELFTEST ||
+	    mark->role == TP_ROLE_CLIENT)
 		return 1;
 	rec = &mark->client; /* all zero while there is none */
 	if (ctx->level == SOL_IP && ctx->optname == SO_ORIGINAL_DST)

@@ -6,17 +6,20 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#define NAME_LEN 16 /* TCP_CA_NAME_MAX */
-
-int congestion_paces(int fd)
+void congestion_get(int fd, char ret_name[TP_CC_LEN])
 {
-	char name[NAME_LEN] = "";
-	socklen_t len = sizeof(name);
+	socklen_t len = TP_CC_LEN;
 
-	return !getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, &len) && !strncmp(name, "bbr", 3);
+	memset(ret_name, 0, TP_CC_LEN);
+	getsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, ret_name, &len);
 }
 
-void congestion_local(int fd)
+int congestion_paces(const char name[TP_CC_LEN])
 {
-	setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, "reno", 4);
+	return !strncmp(name, "bbr", 3);
+}
+
+void congestion_set(int fd, const char *name)
+{
+	setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, name, strnlen(name, TP_CC_LEN - 1));
 }

@@ -118,8 +118,10 @@ void hold_grant(struct proxy *p, struct session *s)
 	s->deadline_ms = p->now_ms + GRANTED_MS;
 	table_move(&p->table, s, LIST_GRANTED);
 	send_grant(p, s);
-	if (listener >= 0)
-		p->granted |= 1U << listener;
+	if (listener >= 0) {
+		p->grants[listener]++;
+		p->granted++;
+	}
 	upstream_ack(s, 1); /* the client has connected: sending was what completed its handshake */
 }
 

@@ -105,9 +105,9 @@ int listener_open(struct proxy *p, struct failure *f)
 			continue;
 		}
 		p->shared->listener[i] = fd;
-		p->shared->paces = congestion_paces(fd);
-		if (p->shared->paces)
-			congestion_local(fd);
+		congestion_get(fd, p->shared->congestion);
+		if (congestion_paces(p->shared->congestion))
+			congestion_set(fd, CONGESTION_LOCAL);
 	}
 	return 0;
 }
@@ -239,6 +239,7 @@ int listener_register(struct proxy *p, struct failure *f)
 			    p->instance.name, TP_MAX_PROXIES, p->instance.name);
 	p->shared->slot = slot - p->instance.config->proxies;
 	slot->connect_timeout = p->settings.hold ? p->settings.connect_timeout : 0;
+	slot->paces = congestion_paces(p->shared->congestion);
 	slot->netns = p->netns;
 	__atomic_store_n(&slot->tgid, p->tgid, __ATOMIC_RELEASE);
 	return 0;

@@ -88,9 +88,9 @@ static void out_of(struct proxy *p, const char *what)
 			    what, table_used(&p->table));
 }
 
-static void accept_batch(struct proxy *p, int listener)
+static void accept_up_to(struct proxy *p, unsigned int count, int listener)
 {
-	for (int i = 0; i < ACCEPT_BATCH; i++) {
+	while (count--) {
 		int fd;
 
 		/* Whom we let in has a place already. */
@@ -126,9 +126,12 @@ static void accept_batch(struct proxy *p, int listener)
  * sent the first one. */
 static void accept_granted(struct proxy *p)
 {
-	for (int i = 0; p->granted; i++, p->granted >>= 1)
-		if (p->granted & 1 && !p->resume_ms)
-			accept_batch(p, p->shared->listener[i]);
+	for (int i = 0; p->granted; i++) {
+		p->granted -= p->grants[i];
+		if (!p->resume_ms)
+			accept_up_to(p, p->grants[i], p->shared->listener[i]);
+		p->grants[i] = 0;
+	}
 }
 
 static void begin_drain(struct proxy *p)
@@ -183,7 +186,7 @@ static void dispatch(struct proxy *p, const struct epoll_event *ev)
 		break;
 	case EVENT_LISTENER:
 		if (!p->resume_ms && p->shared->listener[event_slot(datum)] >= 0)
-			accept_batch(p, p->shared->listener[event_slot(datum)]);
+			accept_up_to(p, ACCEPT_BATCH, p->shared->listener[event_slot(datum)]);
 		break;
 	case EVENT_HOLD:
 		hold_events(p);

@@ -24,15 +24,16 @@ struct proxy {
 	struct shared *shared; /* what a successor goes on from */
 	struct table table;
 	struct pipes pipes;
-	int signals;		      /* signalfd */
-	struct ring_buffer *ring;     /* what the doorman delivers; NULL: hold is off */
-	unsigned int ring_events;     /* read in this turn */
-	unsigned int selftest_grants; /* given to ourselves */
-	uint64_t routes_ms;	      /* when they were published last */
-	int routes_due;		      /* they have changed since */
-	struct mnl_socket *netlink;   /* tells of changed routes; NULL: hold is off */
-	uint32_t granted; /* bit: that listener has a client that was let in this turn */
-	uint32_t tgid;	  /* as the kernel sees it; what is registered */
+	int signals;			     /* signalfd */
+	struct ring_buffer *ring;	     /* what the doorman delivers; NULL: hold is off */
+	unsigned int ring_events;	     /* read in this turn */
+	unsigned int selftest_grants;	     /* given to ourselves */
+	uint64_t routes_ms;		     /* when they were published last */
+	int routes_due;			     /* they have changed since */
+	struct mnl_socket *netlink;	     /* tells of changed routes; NULL: hold is off */
+	unsigned int grants[LISTENER_COUNT]; /* clients let in at that listener in this turn */
+	unsigned int granted;		     /* at all of them */
+	uint32_t tgid;			     /* as the kernel sees it; what is registered */
 	__u64 netns;
 	uint64_t fd_limit;
 	uint64_t now_ms;    /* CLOCK_MONOTONIC, read once a turn */

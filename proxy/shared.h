@@ -40,18 +40,18 @@ struct shared {
 	int32_t memfd;
 	int32_t epoll;
 	int32_t listener[LISTENER_COUNT]; /* -1: not used, or not to be had */
-	int32_t raw[FAMILY_COUNT]; /* raw sockets that answer held clients; -1: hold is off */
-	int32_t ring;		   /* what the doorman delivers; -1: hold is off */
-	uint32_t slot;		   /* in map_config.proxies; TP_NO_SLOT: not registered yet */
-	uint32_t serving;	   /* pid of the worker that has come to serve; 0: none ever did */
-	uint32_t workers;	   /* how many there have been */
-	uint32_t stops;		   /* how often we were told to stop */
-	uint32_t stop_signal;	   /* the last time by which */
-	uint16_t port;		   /* the first one of the listeners, host order */
-	uint16_t ports;		   /* how many */
-	uint32_t paces;		   /* the namespace's congestion control is none for loopback */
-	uint64_t netns;		   /* cookie of the listeners' network namespace */
-	uint64_t drain_until;	   /* CLOCK_MONOTONIC in ms; 0: not draining */
+	int32_t raw[FAMILY_COUNT];  /* raw sockets that answer held clients; -1: hold is off */
+	int32_t ring;		    /* what the doorman delivers; -1: hold is off */
+	uint32_t slot;		    /* in map_config.proxies; TP_NO_SLOT: not registered yet */
+	uint32_t serving;	    /* pid of the worker that has come to serve; 0: none ever did */
+	uint32_t workers;	    /* how many there have been */
+	uint32_t stops;		    /* how often we were told to stop */
+	uint32_t stop_signal;	    /* the last time by which */
+	uint16_t port;		    /* the first one of the listeners, host order */
+	uint16_t ports;		    /* how many */
+	char congestion[TP_CC_LEN]; /* the default of the listeners' network namespace */
+	uint64_t netns;		    /* cookie of the listeners' network namespace */
+	uint64_t drain_until;	    /* CLOCK_MONOTONIC in ms; 0: not draining */
 };
 
 /* Makes the memory for as many sessions and pipes as there can be with that many descriptors; pages

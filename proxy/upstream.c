@@ -120,6 +120,10 @@ int upstream_connect(struct session *s)
 
 void upstream_tune(const struct proxy *p, const struct session *s)
 {
-	if (p->shared->paces && is_local(&s->client))
-		congestion_local(s->fd[UPSTREAM]);
+	const char *theirs = s->client.congestion, *usual = p->shared->congestion;
+
+	if (*theirs && strncmp(theirs, usual, TP_CC_LEN))
+		congestion_set(s->fd[UPSTREAM], theirs);
+	else if (congestion_paces(usual) && is_local(&s->client))
+		congestion_set(s->fd[UPSTREAM], CONGESTION_LOCAL);
 }
