@@ -15,6 +15,7 @@
 
 #define BATCH	     256
 #define ACCEPT_BATCH 64
+#define BUSY	     4	 /* events in one turn */
 #define RESUME_MS    100 /* how long accepting pauses when descriptors or slots ran out */
 #define LINGER_MS                                                                      \
 	100 /* clients that were redirected just before the mark went are still served \
@@ -257,6 +258,7 @@ int loop_run(struct proxy *p, struct failure *f)
 		if (n < 0 && errno != EINTR)
 			return fail(f, -errno, "cannot wait for events: %m");
 		p->now_ms = monotonic_ms();
+		p->busy = n >= BUSY;
 		for (int i = 0; i < n; i++)
 			dispatch(p, &events[i]);
 		accept_granted(p);

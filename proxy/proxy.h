@@ -31,6 +31,8 @@ struct proxy {
 	uint64_t routes_ms;		     /* when they were published last */
 	int routes_due;			     /* they have changed since */
 	struct mnl_socket *netlink;	     /* tells of changed routes; NULL: hold is off */
+	int busy;			     /* so many events that what can wait does */
+	unsigned int busy_turns;	     /* in a row */
 	unsigned int grants[LISTENER_COUNT]; /* clients let in at that listener in this turn */
 	unsigned int granted;		     /* at all of them */
 	uint32_t tgid;			     /* as the kernel sees it; what is registered */

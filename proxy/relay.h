@@ -9,13 +9,17 @@
 enum relay_result {
 	RELAY_WAIT,    /* an edge on one of the sockets will say when to go on */
 	RELAY_MORE,    /* there is more to do at once, but others want a turn */
+	RELAY_UNSURE,  /* moved what came; whether the source has more was not asked */
 	RELAY_STARVED, /* bytes wait, and no pipe is to be had */
 	RELAY_SHUT,    /* this direction has ended and its FIN was passed on */
 	RELAY_RESET,   /* one end was reset and all that came before has been passed on */
 };
 
-/* Moves what can be moved from fd[from] to the other side. */
-enum relay_result relay_pump(struct session *s, enum side from, struct pipes *pipes);
+/*
+ * Moves what can be moved from fd[from] to the other side. Unless `thorough`, after a small amount
+ * it does not ask the source for more.
+ */
+enum relay_result relay_pump(struct session *s, enum side from, struct pipes *pipes, int thorough);
 
 /* A side announced urgent data (EPOLLPRI): from now on its mark is looked for. */
 void relay_urgent(struct session *s, enum side side);

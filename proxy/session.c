@@ -29,6 +29,7 @@
 #define FD_RESERVE	  64 /* for pipes, logs and libraries: never spent on sessions */
 #define UNHELD_CONNECT_MS 5000
 #define HELD_MS		  600000 /* a held client whose giving up went unnoticed */
+#define UNSURE_TURNS	  16	 /* of the loop, at most, until what was not asked is */
 #define RETRY_MS	  100 /* when nothing else will say that descriptors are to be had again */
 
 void session_finish(struct proxy *p, struct session *s, enum session_end end, int reset)
@@ -144,18 +145,22 @@ static int socket_error(int fd)
 }
 
 /* Pumps the directions in `sides` (bits 1 << enum side) and decides what the session waits for. */
-static void relay(struct proxy *p, struct session *s, unsigned int sides)
+static void relay(struct proxy *p, struct session *s, unsigned int sides, int thorough)
 {
 	enum session_list list = LIST_RELAY;
 
-	if (s->list != LIST_RELAY) /* interrupted: which direction was is not kept */
+	if (s->list == LIST_READY || s->list == LIST_STARVED) /* which direction was is not kept */
 		sides = 1 << CLIENT | 1 << UPSTREAM;
+	s->unsure &= ~sides;
 	for (enum side from = CLIENT; from <= UPSTREAM; from++) {
 		if (!(sides & 1 << from))
 			continue;
-		switch (relay_pump(s, from, &p->pipes)) {
+		switch (relay_pump(s, from, &p->pipes, thorough)) {
 		case RELAY_WAIT:
 		case RELAY_SHUT:
+			break;
+		case RELAY_UNSURE:
+			s->unsure |= 1 << from;
 			break;
 		case RELAY_MORE:
 			list = LIST_READY;
@@ -167,7 +172,7 @@ static void relay(struct proxy *p, struct session *s, unsigned int sides)
 		case RELAY_RESET:
 			/* What the broken end sent before it broke still goes to the other one. */
 			if (s->broken & 1 << !from)
-				relay_pump(s, !from, &p->pipes);
+				relay_pump(s, !from, &p->pipes, 1);
 			session_finish(p, s,
 				       (s->broken & 1 << CLIENT) ||
 						       s->dir[CLIENT].source == SOURCE_RESET
@@ -179,7 +184,9 @@ static void relay(struct proxy *p, struct session *s, unsigned int sides)
 	}
 	if (s->dir[CLIENT].shut && s->dir[UPSTREAM].shut)
 		session_finish(p, s, END_CLOSED, 0);
-	else if (list != s->list)
+	else if (list == LIST_RELAY && s->unsure)
+		list = LIST_UNSURE;
+	if (s->list != LIST_CLOSING && list != s->list)
 		table_move(&p->table, s, list);
 }
 
@@ -253,7 +260,7 @@ static void pair(struct proxy *p, struct session *s, int fd)
 	if (err)
 		no_resources(p, s, -err);
 	else if (s->early || s->broken)
-		relay(p, s, 1 << UPSTREAM);
+		relay(p, s, 1 << UPSTREAM, 1);
 }
 
 static void accepted_unheld(struct proxy *p, const struct tp_record *client, int fd)
@@ -311,7 +318,7 @@ static void connecting_event(struct proxy *p, struct session *s, enum side side,
 		return;
 	}
 	table_move(&p->table, s, LIST_RELAY);
-	relay(p, s, 1 << CLIENT | (events & ~EPOLLOUT ? 1 << UPSTREAM : 0));
+	relay(p, s, 1 << CLIENT | (events & ~EPOLLOUT ? 1 << UPSTREAM : 0), 1);
 }
 
 void session_event(struct proxy *p, struct session *s, enum side side, uint32_t events)
@@ -352,7 +359,7 @@ void session_event(struct proxy *p, struct session *s, enum side side, uint32_t 
 	if (events & EPOLLOUT && (direction_queued(&s->dir[!side]) || s->urgent & 1 << !side))
 		sides |= 1 << !side;
 	if (sides)
-		relay(p, s, sides);
+		relay(p, s, sides, !p->busy || events & ~(EPOLLIN | EPOLLOUT));
 }
 
 void session_run_ready(struct proxy *p)
@@ -360,12 +367,19 @@ void session_run_ready(struct proxy *p)
 	struct session *s;
 
 	for (uint32_t n = p->table.lists[LIST_READY].count; n; n--)
-		relay(p, table_first(&p->table, LIST_READY), 0);
+		relay(p, table_first(&p->table, LIST_READY), 0, 1);
 	for (uint32_t n = p->table.lists[LIST_STARVED].count; n; n--) {
 		s = table_first(&p->table, LIST_STARVED);
-		relay(p, s, 0);
+		relay(p, s, 0, 1);
 		if (s->list == LIST_STARVED)
 			break; /* none for this one, none for the others */
+	}
+	p->busy_turns = p->busy ? p->busy_turns + 1 : 0;
+	if (p->busy_turns % UNSURE_TURNS)
+		return;
+	for (uint32_t n = p->table.lists[LIST_UNSURE].count; n; n--) {
+		s = table_first(&p->table, LIST_UNSURE);
+		relay(p, s, s->unsure, 1);
 	}
 }
 
@@ -427,7 +441,7 @@ static void recover_relay(struct proxy *p, struct session *s, const uint32_t rea
 		if (s->list != LIST_CLOSING)
 			session_event(p, s, side, ready[side]);
 	if (busy && s->list == LIST_RELAY)
-		relay(p, s, 1 << CLIENT | 1 << UPSTREAM);
+		relay(p, s, 1 << CLIENT | 1 << UPSTREAM, 1);
 }
 
 void session_recover(struct proxy *p, struct session *s, const uint32_t ready[2])
@@ -447,6 +461,7 @@ void session_recover(struct proxy *p, struct session *s, const uint32_t ready[2]
 	case LIST_RELAY:
 	case LIST_READY:
 	case LIST_STARVED:
+	case LIST_UNSURE:
 		recover_relay(p, s, ready);
 		break;
 	default: /* refused ones are told again, and closing ones closed, in the course of things */
@@ -478,7 +493,7 @@ uint64_t session_next_deadline(const struct proxy *p)
 {
 	uint64_t next = 0;
 
-	if (p->table.lists[LIST_READY].count)
+	if (p->table.lists[LIST_READY].count || p->table.lists[LIST_UNSURE].count)
 		return p->now_ms;
 	if (p->table.lists[LIST_STARVED].count)
 		next = p->now_ms + RETRY_MS;
@@ -496,7 +511,7 @@ void session_end_all(struct proxy *p)
 {
 	static const enum session_list open_lists[] = {LIST_HELD,	LIST_GRANTED, LIST_REFUSED,
 						       LIST_CONNECTING, LIST_RELAY,   LIST_READY,
-						       LIST_STARVED};
+						       LIST_STARVED,	LIST_UNSURE};
 	struct session *s;
 
 	if (!p->table.sessions)

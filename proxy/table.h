@@ -31,7 +31,8 @@ enum session_list {
 	LIST_RELAY,	 /* relaying; nothing to do until an event comes */
 	LIST_READY,	 /* relaying; was interrupted for fairness, goes on in this turn */
 	LIST_STARVED,	 /* relaying; bytes wait for a pipe, oldest first */
-	LIST_CLOSING,	 /* to be closed after this batch of events */
+	LIST_UNSURE, /* relaying; its sources may hold more than was taken: asked before we sleep */
+	LIST_CLOSING, /* to be closed after this batch of events */
 	LIST_COUNT
 };
 
@@ -94,11 +95,11 @@ struct session {
 	uint8_t hashed;	     /* found by its client's cookie */
 	uint8_t tries;	     /* how often the client was sent its error */
 	uint8_t by_icmp;     /* the upstream was refused by an ICMP error */
-	uint8_t ended; /* bit 1 << side: that side's FIN is here; no urgent byte lies before it,
-			  unless `urgent` says so */
-	uint8_t reserved;
-	int32_t fd[2];	      /* by enum side; -1 where there is none */
-	int32_t error;	      /* errno of a failed connect */
+	uint8_t ended;	/* bit 1 << side: that side's FIN is here; no urgent byte lies before it,
+			   unless `urgent` says so */
+	uint8_t unsure; /* bit 1 << side: that side may have sent more than was taken */
+	int32_t fd[2];	/* by enum side; -1 where there is none */
+	int32_t error;	/* errno of a failed connect */
 	uint32_t hash_next;   /* held ones are found by their client's cookie */
 	uint64_t start_ms;    /* CLOCK_MONOTONIC; 0: not filled in yet, so there is no session */
 	uint64_t deadline_ms; /* of its list, 0: none */

@@ -312,4 +312,25 @@ def an_idle_server_costs_nothing():
                          "22", "20"), "the proxy to sleep in epoll_wait")
 
 
+@case
+def bursts_of_tiny_segments_from_many_at_once():
+    """More of them wait in a socket than a pipe takes at a time, while others keep tproxyd busy."""
+    count, clients = 40, []
+    with Sandbox() as box, Server("10.77.0.1", echo) as server, contextlib.ExitStack() as open_ones:
+        for _ in range(16):
+            client = open_ones.enter_context(box.connect(server.address))
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            clients.append(client)
+        for number in range(100):
+            byte = bytes([number])
+            for client in clients:
+                for _ in range(count):
+                    client.send(byte)
+            for client in clients:
+                answer = b""
+                while len(answer) < count:
+                    answer += client.recv(count) or b"the end"
+                assert answer == count * byte, answer
+
+
 main()
