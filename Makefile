@@ -10,7 +10,7 @@
 # make vmtest [VM=5.10]	the hooks on each kernel from 5.10 on, in qemu
 # make suites		test suites of other projects, directly and through the proxy
 # make torture		10,000 random sessions, directly and through the proxy
-# make install		into $(DESTDIR)$(PREFIX)
+# make install		into $(DESTDIR)$(PREFIX); without DESTDIR the user tproxy is made, too
 #
 # O=DIR builds elsewhere, V=1 shows the commands, SAN=1 builds with ASan and UBSan.
 
@@ -22,6 +22,7 @@ SBINDIR ?= $(PREFIX)/sbin
 MANDIR ?= $(PREFIX)/share/man
 UNITDIR ?= /lib/systemd/system
 SYSCONFDIR ?= /etc
+SYSUSERSDIR ?= /usr/lib/sysusers.d
 
 # make's own default for CC is cc
 ifeq ($(origin CC),default)
@@ -208,21 +209,24 @@ crashtest: deps
 .PHONY: install uninstall clean format
 install: all
 	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(MANDIR)/man5 \
-		$(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/tproxy
+		$(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/tproxy $(DESTDIR)$(SYSUSERSDIR)
 	install -m 755 $(PROGRAMS) $(DESTDIR)$(SBINDIR)
 	install -m 644 docs/*.8 $(DESTDIR)$(MANDIR)/man8
 	install -m 644 docs/*.5 $(DESTDIR)$(MANDIR)/man5
 	for unit in systemd/*.service; do \
 		sed 's|@SBINDIR@|$(SBINDIR)|g' $$unit > $(DESTDIR)$(UNITDIR)/$${unit##*/}; \
 	done
+	install -m 644 systemd/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/tproxy.conf
+	test -n "$(DESTDIR)" || systemd-sysusers $(SYSUSERSDIR)/tproxy.conf
 	test -e $(DESTDIR)$(SYSCONFDIR)/tproxy/tproxy.conf || \
 		install -m 644 systemd/tproxy.conf $(DESTDIR)$(SYSCONFDIR)/tproxy/tproxy.conf
 
-# The configuration stays: it is the administrator's.
+# The configuration stays: it is the administrator's. So does the user, whose files may be left.
 uninstall:
 	rm -f $(addprefix $(DESTDIR)$(SBINDIR)/,$(notdir $(PROGRAMS)))
 	rm -f $(addprefix $(DESTDIR)$(MANDIR)/man8/,$(notdir $(wildcard docs/*.8)))
 	rm -f $(addprefix $(DESTDIR)$(MANDIR)/man5/,$(notdir $(wildcard docs/*.5)))
+	rm -f $(DESTDIR)$(SYSUSERSDIR)/tproxy.conf
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(wildcard systemd/*.service)))
 
 clean:

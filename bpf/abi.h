@@ -194,7 +194,8 @@ enum tp_policy {
 /* A registered proxy: its connections from that network namespace are left alone. */
 struct tp_proxy {
 	__u64 netns;
-	__u32 tgid; /* as the kernel sees it in the initial pid namespace; 0: slot free */
+	__u32 tgid; /* as the kernel sees it in the initial pid namespace; 0: slot free; UINT32_MAX:
+		       taken, by a proxy whose worker is about to come */
 	__u32 connect_timeout; /* ms after which a held client meets ETIMEDOUT; 0: by its own timer
 				*/
 	__u32 paces; /* the namespace's congestion control paces, which slows a loopback down */

@@ -22,31 +22,11 @@ static __always_inline int is_kernel_socket(struct bpf_sock *sk)
 	return full && BPF_CORE_READ_BITFIELD(full, sk_kern_sock);
 }
 
-static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const struct tp_config *cfg)
+/* Who listens on a port of loopback in the client's own network namespace; to be released. */
+static __always_inline struct bpf_sock *listener_lookup(struct bpf_sock_addr *ctx, __u16 port,
+							int v4)
 {
-	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
-
-	for (int i = 0; i < TP_MAX_PROXIES; i++)
-		if (cfg->proxies[i].tgid == tgid &&
-		    cfg->proxies[i].netns == bpf_get_netns_cookie(ctx))
-			return 1;
-	return 0;
-}
-
-enum found { FOUND_NOBODY, FOUND_STRANGER, FOUND_PROXY };
-
-/*
- * Who listens on a port of loopback in the client's own network namespace: answers whether a proxy
- * is up, and whether it is ours rather than somebody squatting on the port. Notes in the record
- * which it is.
- */
-static __always_inline enum found listener_at(struct bpf_sock_addr *ctx, __u16 port, int v4,
-					      struct tp_record *rec)
-{
-	enum found found = FOUND_STRANGER;
 	struct bpf_sock_tuple tuple = {};
-	struct tp_mark *mark;
-	struct bpf_sock *sk;
 	__u32 size;
 
 	if (v4) {
@@ -58,7 +38,48 @@ static __always_inline enum found listener_at(struct bpf_sock_addr *ctx, __u16 p
 		tuple.ipv6.dport = bpf_htons(port);
 		size = sizeof(tuple.ipv6);
 	}
-	sk = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	return bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+}
+
+/* Whether a proxy is there, one that takes no more clients included. It always listens on IPv4. */
+static __always_inline int is_proxy_alive(struct bpf_sock_addr *ctx, const struct tp_config *cfg)
+{
+	struct bpf_sock *sk = listener_lookup(ctx, cfg->port, 1);
+	struct tp_mark *mark;
+
+	if (!sk)
+		return 0;
+	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
+	bpf_sk_release(sk);
+	return mark != NULL;
+}
+
+/* A pid that outlived its proxy in map_config may be anybody's by now, whom that must not exempt.
+ */
+static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const struct tp_config *cfg)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+
+	for (int i = 0; i < TP_MAX_PROXIES; i++)
+		if (cfg->proxies[i].tgid == tgid &&
+		    cfg->proxies[i].netns == bpf_get_netns_cookie(ctx))
+			return is_proxy_alive(ctx, cfg);
+	return 0;
+}
+
+enum found { FOUND_NOBODY, FOUND_STRANGER, FOUND_PROXY };
+
+/*
+ * Answers whether a proxy is up, and whether it is ours rather than somebody squatting on the port.
+ * Notes in the record which it is.
+ */
+static __always_inline enum found listener_at(struct bpf_sock_addr *ctx, __u16 port, int v4,
+					      struct tp_record *rec)
+{
+	struct bpf_sock *sk = listener_lookup(ctx, port, v4);
+	enum found found = FOUND_STRANGER;
+	struct tp_mark *mark;
+
 	if (!sk)
 		return FOUND_NOBODY;
 	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);

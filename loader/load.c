@@ -7,6 +7,7 @@
 #include <sys/random.h>
 #include <time.h>
 
+#include "access.h"
 #include "set.h"
 
 __u64 load_time(void)
@@ -100,6 +101,8 @@ static int load_steps(struct undo *u, const struct object *obj, const struct set
 	if (!err)
 		err = attach_all(u, obj, cgs, side, f);
 	if (!err)
+		err = access_set(side, settings->group, f);
+	if (!err)
 		err = undo_rename(u, side, dir, f);
 	if (!err) {
 		__atomic_store_n(&config->enabled, 1, __ATOMIC_RELEASE);
@@ -119,5 +122,7 @@ int load_first(const struct settings *settings, const struct cgroups *cgs, struc
 		err = load_config(obj, settings, f);
 	if (!err)
 		err = load_steps(&undo, obj, settings, cgs, f);
+	if (err)
+		access_close_way();
 	return err;
 }

@@ -10,7 +10,7 @@
 
 #include "log.h"
 
-#define LOCK_DIR  "/run/tproxy"
+#define LOCK_DIR  "/run/tproxy-load" /* not tproxyd's, whose user is not root */
 #define LOCK_FILE LOCK_DIR "/load.lock"
 
 /* Ordinary loads take less: only longer waits are worth a word. */
@@ -57,7 +57,7 @@ int lock_take(struct failure *f)
 {
 	int fd _cleanup_fd_ = -1, err;
 
-	if (mkdir(LOCK_DIR, 0755) && errno != EEXIST)
+	if (mkdir(LOCK_DIR, 0700) && errno != EEXIST)
 		return fail(f, -errno, "cannot make %s: %m", LOCK_DIR);
 	fd = open(LOCK_FILE, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
 	if (fd < 0)

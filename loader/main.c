@@ -5,6 +5,7 @@
  */
 #include <string.h>
 
+#include "access.h"
 #include "cgroups.h"
 #include "check.h"
 #include "load.h"
@@ -67,6 +68,11 @@ static const struct opt options[] = {
 	 .min = 1,
 	 .max = 16777216,
 	 .help = "intercepted connections at a time (default: 262144)"},
+	{.name = "group",
+	 .type = OPT_STRING,
+	 .offset = OPT(group_name),
+	 .arg = "GROUP",
+	 .help = "whose members may open the pins, for a tproxyd without root (default: none)"},
 	{.name = "unload",
 	 .letter = 'u',
 	 .type = OPT_FLAG,
@@ -155,7 +161,7 @@ static int load(const struct settings *settings, const struct cgroups *cgs, stru
 	return err;
 }
 
-static int run(const struct settings *set, struct failure *f)
+static int run(struct settings *set, struct failure *f)
 {
 	struct cgroups cgs _cleanup_cgroups_ = {0};
 	int lock _cleanup_fd_ = -1;
@@ -168,6 +174,9 @@ static int run(const struct settings *set, struct failure *f)
 		return lock;
 	if (set->unload)
 		return unload_run(set->common.name, f);
+	err = access_group(set->group_name, &set->group, f);
+	if (err)
+		return err;
 	if (set->check)
 		return check_run(set, f);
 	err = cgroups_open(set, &cgs, f);

@@ -4,6 +4,8 @@
 #include <stdarg.h>
 #include <string.h>
 
+#include "access.h"
+
 /*
  * bpf_map__reuse_fd() takes any map of the type: whether the programs can live with it is ours to
  * say. A set of another ABI can only be replaced as a whole; no such migration exists yet, as there
@@ -99,6 +101,10 @@ int plan_make(const struct settings *settings, const struct cgroups *cgs, const 
 		return err;
 	plan.reload = reload_reason(set, &plan);
 	plan.settings = config_differs(set->config, settings);
+	err = access_differs(set->dir, settings->group, f);
+	if (err < 0)
+		return err;
+	plan.access = err;
 	for (size_t c = 0; c < cgs->count; c++)
 		for (int p = 0; p < PIN_HOOK_COUNT; p++)
 			plan.attach += !set_find_link(set, p, cgs->items[c].id);
@@ -126,7 +132,8 @@ bool plan_resizes(const struct plan *plan)
 
 bool plan_empty(const struct plan *plan)
 {
-	return !plan->fresh && !plan->reload && !plan->settings && !plan->attach && !plan->detach;
+	return !plan->fresh && !plan->reload && !plan->settings && !plan->access && !plan->attach &&
+	       !plan->detach;
 }
 
 static void clause(char buf[256], const char *fmt, ...) _printf_(2, 3);
@@ -155,6 +162,8 @@ const char *plan_describe(const struct plan *plan, const struct settings *settin
 		       (unsigned long long)settings->max_connections);
 	if (plan->settings)
 		clause(buf, "settings stored");
+	if (plan->access)
+		clause(buf, "access rights set");
 	if (plan->attach && !plan->fresh)
 		clause(buf, "%zu link%s added", plan->attach, plan->attach == 1 ? "" : "s");
 	if (plan->detach)

@@ -14,6 +14,7 @@ struct plan {
 				     */
 	bool hold;     /* redirect nothing meanwhile: states in between would misdirect */
 	bool settings; /* stores to map_config */
+	bool access;   /* modes and group of what is pinned */
 	size_t attach; /* links to add */
 	size_t detach; /* links to remove: dead, or of cgroups no longer wanted */
 };

@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "access.h"
 #include "remedy.h"
 
 const enum pin_prog set_attach_order[PIN_HOOK_COUNT] = {
@@ -158,8 +159,9 @@ out:
 }
 
 /*
- * Often everybody may make directories in bpffs (mode 1777): one that is not root's alone, or a
- * symbolic link, was put there by somebody else and nothing in it can be believed.
+ * Often everybody may make directories in bpffs (mode 1777): one that is not root's, or that others
+ * may write to, or a symbolic link, was put there by somebody else and nothing in it can be
+ * believed.
  */
 static int dir_open(const char *path, const char *name, struct failure *f)
 {
@@ -177,12 +179,13 @@ static int dir_open(const char *path, const char *name, struct failure *f)
 		return fail(f, -errno, "cannot open %s: %m%s", path, remedy(errno));
 	if (fstat(fd, &st))
 		return fail(f, -errno, "cannot read %s: %m", path);
-	if (st.st_uid || (st.st_mode & 0777) != 0700)
+	if (!access_is_tight(st.st_uid, st.st_mode))
 		return fail(
 			f, -EPERM,
 			"%s belongs to uid %u with mode %04o, ours belong to root with mode "
-			"0700, so others may have touched what is in it; if that was you: chown "
-			"root %s; chmod 0700 %s; else use another --name than %s",
+			"0700 or 0750, so others may have touched what is in it; if that was you: "
+			"chown root %s; chmod 0700 %s; else remove it, or use another --name than "
+			"%s",
 			path, st.st_uid, st.st_mode & 07777, path, path, name);
 	return TAKE_FD(fd);
 }

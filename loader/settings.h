@@ -4,12 +4,15 @@
 #define TPROXY_LOADER_SETTINGS_H
 
 #include <stdbool.h>
+#include <sys/types.h>
 
 #include "../bpf/abi.h"
 #include "opts.h"
 
 struct settings {
 	struct opt_common common; /* first: opts.h fills it */
+	char *group_name;	  /* NULL: root alone */
+	gid_t group;		  /* found by it: access.h */
 	struct opt_list cgroups;  /* empty: the root of the cgroup2 hierarchy */
 	uint64_t port;
 	uint64_t ports;

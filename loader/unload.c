@@ -4,6 +4,7 @@
 #include <bpf/bpf.h>
 #include <string.h>
 
+#include "access.h"
 #include "log.h"
 
 struct removal {
@@ -92,6 +93,7 @@ int unload_run(const char *name, struct failure *f)
 		err = unload_set(&side, f);
 	if (err)
 		return err;
+	access_close_way();
 	links = links_count(&set) + links_count(&side);
 	if (set_refuse_foreign(&set, &foreign))
 		log_warning("left alone: %s", foreign.text);

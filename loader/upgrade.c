@@ -4,6 +4,7 @@
 #include <bpf/bpf.h>
 #include <string.h>
 
+#include "access.h"
 #include "load.h"
 #include "log.h"
 #include "transfer.h"
@@ -226,6 +227,9 @@ static int upgrade_prepare(struct upgrade *up)
 
 	if (up->plan->reload)
 		err = side_pins_make(up);
+	/* Where the rights of all are to change that comes last: it is not taken back. */
+	if (!err && up->plan->reload && !up->plan->access)
+		err = access_set(up->set->dir, up->settings->group, up->f);
 	if (!err && plan_resizes(up->plan))
 		err = transfers_begin(up);
 	/*
@@ -268,6 +272,8 @@ int upgrade_apply(const struct settings *settings, const struct cgroups *cgs, co
 		return err;
 	undo_commit(&up.undo);
 	err = links_remove(&up);
+	if (!err && plan->access)
+		err = access_set(set->dir, settings->group, f);
 	if (plan->settings || plan->reload || plan->hold)
 		settings_store(&up);
 	up.f = &second;

@@ -310,18 +310,38 @@ static int open_raw_sockets(struct proxy *p, struct failure *f)
 	return 0;
 }
 
+static int ring_make(struct failure *f)
+{
+	int fd = bpf_map_create(BPF_MAP_TYPE_RINGBUF, "tproxyd_ring", 0, 0, TP_RING_SIZE, NULL);
+
+	return fd < 0 ? fail(f, -errno, "cannot make a ring buffer: %m; it takes CAP_BPF") : fd;
+}
+
+int hold_prepare(struct proxy *p, struct failure *f)
+{
+	int err = p->settings.hold ? open_raw_sockets(p, f) : 0;
+
+	if (err || !p->settings.hold || p->shared->ring >= 0)
+		return err;
+	p->shared->ring = ring_make(f);
+	return p->shared->ring < 0 ? p->shared->ring : 0;
+}
+
+int hold_try(struct proxy *p, struct failure *f)
+{
+	int raw _cleanup_fd_ = raw_open(p, AF_INET, f), ring _cleanup_fd_ = -1;
+
+	if (raw < 0)
+		return raw;
+	ring = ring_make(f);
+	return ring < 0 ? ring : 0;
+}
+
 int hold_open(struct proxy *p, struct failure *f)
 {
 	struct shared *sh = p->shared;
-	int err = open_raw_sockets(p, f);
+	int err;
 
-	if (err)
-		return err;
-	if (sh->ring < 0)
-		sh->ring = bpf_map_create(BPF_MAP_TYPE_RINGBUF, "tproxyd_ring", 0, 0, TP_RING_SIZE,
-					  NULL);
-	if (sh->ring < 0)
-		return fail(f, -errno, "cannot make a ring buffer: %m");
 	/* How far it was read is written in the ring: an event that was in hand comes again. */
 	p->ring = ring_buffer__new(sh->ring, on_event, p, NULL);
 	if (!p->ring)
@@ -352,11 +372,16 @@ void hold_withdraw(struct proxy *p)
 		bpf_map_delete_elem(p->instance.map[PIN_MAP_rings], &p->shared->slot);
 }
 
-void hold_close(struct proxy *p)
+void hold_pause(struct proxy *p)
 {
 	if (p->ring)
 		ring_buffer__free(p->ring);
 	p->ring = NULL;
+}
+
+void hold_close(struct proxy *p)
+{
+	hold_pause(p);
 	p->shared->ring = fd_close(p->shared->ring);
 	for (int i = 0; i < FAMILY_COUNT; i++)
 		p->shared->raw[i] = fd_close(p->shared->raw[i]);

@@ -8,14 +8,23 @@
 
 #include "proxy.h"
 
-/* Opens the raw sockets and the ring where a predecessor has not, and puts the doorman on the
- * listeners. */
+/* Opens the raw sockets and the ring, which takes privileges that workers do not have, where a
+ * predecessor has not; for the master. */
+int hold_prepare(struct proxy *p, struct failure *f);
+
+/* Whether hold_prepare() could do that: opens all, and closes it. */
+int hold_try(struct proxy *p, struct failure *f);
+
+/* Puts the doorman on the listeners, and reads the ring. */
 int hold_open(struct proxy *p, struct failure *f);
 
 /* Takes the ring out of map_rings, where it is entered by slot. */
 void hold_withdraw(struct proxy *p);
 
-/* Closes what hold_open() opened. */
+/* Stops reading the ring, which stays. */
+void hold_pause(struct proxy *p);
+
+/* Closes what both have opened. */
 void hold_close(struct proxy *p);
 
 /* Reads what the doorman has delivered. */

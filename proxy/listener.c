@@ -267,6 +267,15 @@ void listener_distrust(struct proxy *p)
 			mark_set(p, p->shared->listener[i], TP_ROLE_LEAVING);
 }
 
+void listener_disown(struct proxy *p)
+{
+	struct tp_proxy *slot = &p->instance.config->proxies[p->shared->slot];
+
+	/* While the port is ours the slot is: nobody else can have registered. */
+	if (p->shared->slot < TP_MAX_PROXIES && p->shared->listener[LISTENER_V4] >= 0 && slot->tgid)
+		__atomic_store_n(&slot->tgid, UINT32_MAX, __ATOMIC_RELEASE);
+}
+
 int listener_owns_slot(const struct proxy *p)
 {
 	const struct tp_proxy *slots = p->instance.config ? p->instance.config->proxies : NULL;

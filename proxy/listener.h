@@ -24,6 +24,9 @@ int listener_trust(struct proxy *p, struct failure *f);
 int listener_selftest(struct proxy *p, void (*accepted)(struct proxy *p, int fd),
 		      struct failure *f);
 
+/* The worker has died: its pid, which anybody may be given now, exempts nobody. The slot stays. */
+void listener_disown(struct proxy *p);
+
 /* Whether the slot in map_config is still this proxy's; a successor may have taken it over. */
 int listener_owns_slot(const struct proxy *p);
 

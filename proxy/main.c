@@ -5,11 +5,14 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "hold.h"
 #include "listener.h"
 #include "log.h"
 #include "master.h"
 #include "opts.h"
+#include "privilege.h"
 #include "recover.h"
+#include "worker.h"
 
 enum { EXIT_OK, EXIT_FAILED, EXIT_USAGE };
 
@@ -123,13 +126,15 @@ static int check(struct proxy *p, struct failure *f)
 {
 	const char *theirs = getenv(MASTER_ENV_LAYOUT);
 	char ours[SHARED_LAYOUT_LEN];
+	int err;
 
 	if (theirs && strcmp(theirs, shared_layout(ours)))
 		return fail(f, -EPROTO,
 			    "%s keeps its sessions in another way than the tproxyd that runs "
 			    "(%s, not %s): restart that instead",
 			    program.name, ours, theirs);
-	return open_instance(p, f);
+	err = open_instance(p, f);
+	return err || !p->settings.hold ? err : hold_try(p, f);
 }
 
 static int begin(struct proxy *p, struct failure *f)
@@ -172,11 +177,11 @@ static int prepare(struct proxy *p, struct failure *f)
 
 	p->fd_limit = raise_fd_limit();
 	err = memfd ? take_over(p, atoi(memfd), f) : begin(p, f);
-	if (err)
-		return err;
-	pipes_init(&p->pipes, shared_pipes(p->shared), p->shared->pipes, &p->shared->pipes_used);
-	return table_init(&p->table, shared_sessions(p->shared), p->shared->slots,
-			  &p->shared->slots_used, f);
+	if (!err)
+		err = hold_prepare(p, f);
+	if (!err)
+		err = worker_books(p, f);
+	return err ? err : privilege_master(f);
 }
 
 static int parse(int argc, char **argv, struct proxy *p, struct failure *f)
@@ -215,7 +220,9 @@ int main(int argc, char **argv)
 		return EXIT_USAGE;
 	}
 	log_set_level(LOG_ERR + p.settings.log_level);
-	err = p.settings.check ? check(&p, &f) : prepare(&p, &f);
+	err = privilege_begin(&f);
+	if (!err)
+		err = p.settings.check ? check(&p, &f) : prepare(&p, &f);
 	if (err)
 		log_error("%s", f.text);
 	status = err ? EXIT_FAILED : p.settings.check ? EXIT_OK : master_run(&p, argv);

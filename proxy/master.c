@@ -9,7 +9,7 @@
  *	SIGHUP			-> a child asks the binary, another by now perhaps,
  *				   whether it can take over; then the worker is
  *				   killed, and we become that binary
- *	we die			-> the worker becomes a master in the same way
+ *	we die			-> the worker becomes a master, and starts a worker
  *
  * The master opens nothing while it runs and works on no session.
  */
@@ -140,21 +140,7 @@ static pid_t ask_binary(struct master *m)
 	_exit(1);
 }
 
-/* The master is gone, and the service with it unless somebody guards it: that will be us. */
-static void replace_master(struct master *m)
-{
-	int status;
-	pid_t pid;
-
-	prctl(PR_SET_PDEATHSIG, 0);
-	m->p->orphaned = 0;
-	log_warning("the master (pid %d) has died; this worker takes its place", m->p->master);
-	pid = ask_binary(m);
-	if (pid > 0 && waitpid(pid, &status, 0) == pid && !status)
-		become_new(m);
-	log_error("this worker serves on without a master: if it dies, its sessions end");
-	m->p->master = getppid();
-}
+static int replace_master(struct master *m);
 
 /* What a worker does, from its beginning to its end. Returns its exit status. */
 static int be_worker(struct master *m)
@@ -166,10 +152,10 @@ static int be_worker(struct master *m)
 	err = worker_start(p, &f);
 	if (err && !p->shared->serving)
 		worker_clean_up(p);
-	while (!err && (err = worker_serve(p, &f)) == LOOP_ORPHANED) {
-		replace_master(m);
-		err = 0;
-	}
+	if (!err)
+		err = worker_serve(p, &f);
+	if (err == LOOP_ORPHANED)
+		return replace_master(m);
 	if (err) { /* whatever is open is for the next one */
 		log_error("%s", f.text);
 		return EXIT_FAILURE;
@@ -218,6 +204,7 @@ static void worker_ended(struct master *m, int status)
 
 	describe_end(status, how, sizeof(how));
 	m->worker = 0;
+	listener_disown(m->p);
 	if (WIFEXITED(status) && (!WEXITSTATUS(status) || !m->p->shared->serving)) {
 		m->status = WEXITSTATUS(status);
 		return;
@@ -297,6 +284,11 @@ static void reload(struct master *m)
 
 	if (m->asked || m->p->shared->stops)
 		return;
+	if (m->p->heir) {
+		log_error("not reloaded: this process was a worker before its master died, and "
+			  "has no right to run a program; restart tproxyd instead");
+		return;
+	}
 	snprintf(state, sizeof(state), "RELOADING=1\nMONOTONIC_USEC=%llu",
 		 (unsigned long long)monotonic_ms() * 1000);
 	notify_send(state);
@@ -352,6 +344,55 @@ static int wait_signal(struct master *m, const sigset_t *set)
 	return r > 0 ? r : 0;
 }
 
+/* Until there is something to exit with. */
+static int guard(struct master *m)
+{
+	sigset_t set;
+	int signo;
+
+	wanted_signals(&set);
+	while (m->status < 0) {
+		signo = wait_signal(m, &set);
+		if (signo == SIGCHLD)
+			children_ended(m);
+		else if (signo == SIGNAL_SERVING)
+			serving(m);
+		else if (signo == SIGHUP)
+			reload(m);
+		else if (signo == SIGTERM || signo == SIGINT)
+			stop(m, signo);
+		if (m->status < 0 && m->restart_ms && m->restart_ms <= monotonic_ms())
+			start_worker(m);
+		check_grace(m);
+		if (m->untold)
+			tell(m, m->untold);
+	}
+	return m->status;
+}
+
+/*
+ * The master is gone, and the service with it unless somebody guards it: that will be us. Nothing
+ * is executed for it, since a worker has given up the right to (filter.c). What it will not do is
+ * to become another binary.
+ */
+static int replace_master(struct master *m)
+{
+	struct proxy *p = m->p;
+	struct failure f;
+
+	prctl(PR_SET_PDEATHSIG, 0);
+	log_warning("the master (pid %d) has died; this worker takes its place", p->master);
+	p->orphaned = p->fresh = 0;
+	p->heir = 1;
+	if (worker_retire(p, &f)) {
+		log_error("%s", f.text);
+		return EXIT_FAILURE;
+	}
+	*m = (struct master){.p = p, .argv = m->argv, .status = -1, .idle_ms = monotonic_ms()};
+	start_worker(m);
+	return guard(m);
+}
+
 int master_run(struct proxy *p, char **argv)
 {
 	struct master m = {.p = p, .argv = argv, .status = -1};
@@ -370,21 +411,5 @@ int master_run(struct proxy *p, char **argv)
 	if (p->shared->serving)
 		m.idle_ms = monotonic_ms();
 	start_worker(&m);
-	while (m.status < 0) {
-		signo = wait_signal(&m, &set);
-		if (signo == SIGCHLD)
-			children_ended(&m);
-		else if (signo == SIGNAL_SERVING)
-			serving(&m);
-		else if (signo == SIGHUP)
-			reload(&m);
-		else if (signo == SIGTERM || signo == SIGINT)
-			stop(&m, signo);
-		if (m.status < 0 && m.restart_ms && m.restart_ms <= monotonic_ms())
-			start_worker(&m);
-		check_grace(&m);
-		if (m.untold)
-			tell(&m, m.untold);
-	}
-	return m.status;
+	return guard(&m);
 }

@@ -43,6 +43,7 @@ struct proxy {
 	pid_t master;	    /* of a worker: who started it */
 	int orphaned;	    /* of a worker: that one has died */
 	int no_heir;	    /* the worker dies with its master */
+	int heir;	    /* the master was a worker: it has given up privileges already */
 	int fresh;	    /* no worker of this binary has come to serve yet */
 };
 

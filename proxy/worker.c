@@ -3,10 +3,12 @@
 
 #include <string.h>
 
+#include "filter.h"
 #include "hold.h"
 #include "listener.h"
 #include "log.h"
 #include "loop.h"
+#include "privilege.h"
 #include "recover.h"
 #include "routes.h"
 #include "session.h"
@@ -49,6 +51,23 @@ static int resume(struct proxy *p, const struct recovery *r, uint64_t began_ms)
 	return 0;
 }
 
+int worker_books(struct proxy *p, struct failure *f)
+{
+	struct shared *sh = p->shared;
+
+	table_free(&p->table);
+	pipes_init(&p->pipes, shared_pipes(sh), sh->pipes, &sh->pipes_used);
+	return table_init(&p->table, shared_sessions(sh), sh->slots, &sh->slots_used, f);
+}
+
+int worker_retire(struct proxy *p, struct failure *f)
+{
+	p->signals = fd_close(p->signals);
+	routes_close(p);
+	hold_pause(p);
+	return worker_books(p, f);
+}
+
 int worker_start(struct proxy *p, struct failure *f)
 {
 	struct recovery r _cleanup_(recover_free) = {0};
@@ -63,11 +82,15 @@ int worker_start(struct proxy *p, struct failure *f)
 		if (err)
 			return err;
 	}
-	err = listener_register(p, f);
+	err = p->heir ? 0 : privilege_worker(p->instance.map[PIN_MAP_config], f);
+	if (!err)
+		err = listener_register(p, f);
 	if (!err)
 		err = loop_init(p, f);
 	if (!err)
 		err = open_hold(p, f);
+	if (!err && !p->heir)
+		err = filter_install(f);
 	if (!err)
 		err = resumed ? resume(p, &r, p->now_ms) : first_start(p, f);
 	if (err)

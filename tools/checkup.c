@@ -73,8 +73,8 @@ static void check_mode(const struct patient *p)
 
 	if (stat(path, &st))
 		return;
-	if ((st.st_mode & 0777) == 0700 && !st.st_uid) { /* as tproxy-load has it */
-		well(p, "the directory of pins is root's alone");
+	if (!st.st_uid && !(st.st_mode & (S_IWGRP | S_IRWXO))) { /* as tproxy-load has it */
+		well(p, "the directory of pins is root's, and nobody else may write to it");
 		return;
 	}
 	snprintf(fix, sizeof(fix), "if that was you: chown root %s; chmod 0700 %s", path, path);

@@ -148,7 +148,7 @@ static json_t *describe_proxies(const struct tp_config *cfg, uint64_t netns)
 		const struct tp_proxy *p = &cfg->proxies[i];
 		json_t *proxy;
 
-		if (!p->tgid)
+		if (!p->tgid || p->tgid == UINT32_MAX)
 			continue;
 		proxy = tree_object();
 		tree_set(proxy, "pid", tree_number(p->tgid));

@@ -10,7 +10,7 @@
 #include "lib/mounts.h"
 #include "process.h"
 
-#define LOCK_DIR      "/run/tproxy"
+#define LOCK_DIR      "/run/tproxy-load"
 #define LOCK_SUFFIX   ".lock"
 #define CGROUP_PREFIX "tproxy-"
 
@@ -94,7 +94,7 @@ int sandbox_create(struct sandbox *ret, struct failure *f)
 	struct failure ignored;
 	int err;
 
-	if (mkdir(LOCK_DIR, 0755) && errno != EEXIST)
+	if (mkdir(LOCK_DIR, 0700) && errno != EEXIST)
 		return fail(f, -errno, "cannot make %s: %m%s", LOCK_DIR,
 			    geteuid() ? "; run as root" : "");
 	snprintf(name, sizeof(name), SANDBOX_INSTANCE_PREFIX "%d-%llu", getpid(),

@@ -2,7 +2,7 @@
 /*
  * What `tproxy run` makes for one command, and how the next one sweeps what a killed one left:
  *
- *	/run/tproxy/run-PID-START.lock	flock'ed by the owner while it lives
+ *	/run/tproxy-load/run-PID-START.lock	flock'ed by the owner while it lives
  *	CGROUP2/tproxy-run-PID-START	where the hooks are attached, with
  *		.../proxy		tproxyd, so that its sockets run the hooks
  *		.../command		the command

@@ -51,7 +51,7 @@ def _lines(what, command):
 
 def snapshot():
     """Everything of the kinds that tests make, as a set of lines."""
-    return (_directories(cgroup2_root()) | _below("/sys/fs/bpf") | _below("/run/tproxy")
+    return (_directories(cgroup2_root()) | _below("/sys/fs/bpf") | _below("/run/tproxy-load")
             | _bpf_objects() | _processes() | _lines("network namespace", ["ip", "netns"])
             | _lines("nft", ["nft", "list", "ruleset"])
             | _lines("mount", ["findmnt", "-rn", "-o", "TARGET,FSTYPE"]))

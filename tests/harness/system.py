@@ -113,10 +113,10 @@ MOUNTS = """
 mount -n --make-rprivate /
 while mountpoint -q /sys/fs/bpf; do umount -n /sys/fs/bpf; done
 mount -n -t bpf -o mode=0700 bpf /sys/fs/bpf
-mkdir -p /run/tproxy
+mkdir -p -m 0700 /run/tproxy-load
 mount -n -t tmpfs -o mode=0755 tmpfs /mnt
-mkdir /mnt/tproxy
-mount -n --bind /run/tproxy /mnt/tproxy
+mkdir -m 0700 /mnt/tproxy-load
+mount -n --bind /run/tproxy-load /mnt/tproxy-load
 mount -n --move /mnt /run
 """
 

@@ -23,7 +23,7 @@ started = set()  # pids of every `tproxy run` of this file
 def traces():
     """What those have made and is still there, by name: run-PID-START is in each."""
     cgroups = [path.name for path in cgroup2_root().glob("tproxy-run-*")]
-    locks = [path.name for path in pathlib.Path("/run/tproxy").glob("run-*")]
+    locks = [path.name for path in pathlib.Path("/run/tproxy-load").glob("run-*")]
     return [name for name in cgroups + locks + directories()
             if int(name.removeprefix("tproxy-").split("-")[1]) in started]
 
@@ -211,7 +211,7 @@ def what_has_no_lock_here_is_not_swept(name):
 
 @case_for({"SIGTERM": (signal.SIGTERM,), "SIGINT": (signal.SIGINT,)})
 def behind_another_loader_it_says_so_and_can_be_stopped(number):
-    with open("/run/tproxy/load.lock", "a", encoding="ascii") as lock:
+    with open("/run/tproxy-load/load.lock", "a", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         waiting = start("true")
         said = waiting.stderr.readline()

@@ -102,7 +102,8 @@ def install_and_uninstall():
         files = files_below(directory)
         for wanted in ("usr/sbin/tproxy-load", "usr/sbin/tproxyd", "usr/sbin/tproxy",
                        "usr/share/man/man8/tproxy.8", "usr/share/man/man5/tproxy.conf.5",
-                       "lib/systemd/system/tproxyd.service", "etc/tproxy/tproxy.conf"):
+                       "lib/systemd/system/tproxyd.service", "usr/lib/sysusers.d/tproxy.conf",
+                       "etc/tproxy/tproxy.conf"):
             assert wanted in files, (wanted, files)
         units = (directory / "lib/systemd/system").glob("*.service")
         assert not [unit for unit in units if "@SBINDIR@" in unit.read_text()]
@@ -129,6 +130,31 @@ def systemd_finds_nothing_in_the_units():
         finally:
             for place in ("usr/local/sbin", "usr/local/share/man"):
                 run(["umount", "-n", f"/{place}"])
+
+
+@case_for({"tproxyd": ("tproxyd", 2.0), "tproxy-load": ("tproxy-load", 4.0)})
+def systemd_finds_the_exposure_small_of(unit, most):
+    with tmpdir() as directory:
+        make("install", f"DESTDIR={directory}")
+        path = directory / f"lib/systemd/system/{unit}.service"
+        text = run(["systemd-analyze", "security", "--offline=true", "--no-pager", path],
+                   check=False).stdout
+        found = float(re.search(r"Overall exposure level for \S+: ([0-9.]+)", text)[1])
+        assert 0 < found <= most, text
+
+
+@case
+def the_user_of_the_unit_is_made_and_is_the_pins_group():
+    with tmpdir() as directory:
+        make("install", f"DESTDIR={directory}")
+        units = directory / "lib/systemd/system"
+        user = re.search(r"^User=(.*)$", (units / "tproxyd.service").read_text(), re.M)[1]
+        for command in ("ExecStart", "ExecReload"):
+            assert re.search(rf"^{command}=.* --group {user}$",
+                             (units / "tproxy-load.service").read_text(), re.M), command
+        run(["systemd-sysusers", f"--root={directory}", directory / "usr/lib/sysusers.d/tproxy.conf"])
+        assert f"{user}:" in (directory / "etc/passwd").read_text()
+        assert f"{user}:" in (directory / "etc/group").read_text()
 
 
 # --- README ---------------------------------------------------------------------------------------

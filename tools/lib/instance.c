@@ -115,8 +115,10 @@ int instance_open_map(const char *name, const char *suffix, enum pin_map map, st
 				    "tproxy-load --name %s",
 				    path, name);
 		if (err == -EPERM || err == -EACCES)
-			return fail(f, err, "cannot open %s: %s; run as root", path,
-				    strerror(-err));
+			return fail(f, err,
+				    "cannot open %s: %s; run as root, or open the pins to a "
+				    "group of this user with: tproxy-load --group",
+				    path, strerror(-err));
 		return fail(f, err, "cannot open %s: %s", path, strerror(-err));
 	}
 	if (bpf_obj_get_info_by_fd(fd, &info, &len))
@@ -139,8 +141,9 @@ int instance_open_map(const char *name, const char *suffix, enum pin_map map, st
 
 int instance_open_doorman(const char *name, struct failure *f)
 {
+	LIBBPF_OPTS(bpf_obj_get_opts, read_only, .file_flags = BPF_F_RDONLY);
 	char path[PATH_MAX];
-	int fd = bpf_obj_get(instance_pin(name, PIN_PROG_PREFIX "doorman", path));
+	int fd = bpf_obj_get_opts(instance_pin(name, PIN_PROG_PREFIX "doorman", path), &read_only);
 
 	if (fd < 0)
 		return fail(f, -errno,
