@@ -95,6 +95,25 @@ class Proxy:
         children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children")
         return int(wait_for(lambda: children.read_text().split(), "a worker")[0])
 
+    def kill_worker(self):
+        """By SIGKILL, if there is one this instant; whether there was."""
+        children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        try:
+            os.kill(int(children[0]), signal.SIGKILL)
+        except (IndexError, ProcessLookupError):
+            return False
+        return True
+
+    def reload(self):
+        self.process.send_signal(signal.SIGHUP)
+
+    def times_logged(self, text):
+        return self.log().count(text)
+
+    def times_served(self):
+        """How often a worker has taken the place of another."""
+        return self.times_logged("serving on as pid")
+
     def stop(self, how=signal.SIGTERM):
         """Ends it, by SIGKILL both of its processes; returns the exit code."""
         if self.process.poll() is None:
