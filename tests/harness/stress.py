@@ -45,12 +45,13 @@ class Stress:
         self.errors, self.last = tempfile.TemporaryFile(), {"connections": 0, "ms": 0}
         nicely = ["nice", "-n", str(nice)]
         self.server = subprocess.Popen(
-            [*system.WITH_TEST, *nicely, program("stress_server"), str(PORT), str(late_ms), *ADDRESSES],
+            [*system.WITH_TEST, *nicely, program("stress_server"), str(PORT), str(late_ms),
+             *ADDRESSES],
             stdout=subprocess.PIPE, stderr=self.errors)
         if self.server.stdout.readline() != b"ready\n":
             raise Failed(f"stress_server: {self.said()}")
-        command = [*nicely, program("stress"), str(PORT), *(f"{k}={v}" for k, v in settings.items()),
-                   *ADDRESSES]
+        command = [*nicely, program("stress"), str(PORT),
+                   *(f"{name}={value}" for name, value in settings.items()), *ADDRESSES]
         self.client = (box.popen if box else subprocess.Popen)(command, stdout=subprocess.PIPE,
                                                                stderr=self.errors)
         self.reader = threading.Thread(target=self._read, daemon=True)

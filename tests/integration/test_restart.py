@@ -5,15 +5,16 @@ or misdirected, no byte is wrong. `make restarttest` makes a long run of it. RES
 CONNECTIONS set how many there are at least; UPGRADES, KILLS and MEGABYTES are for the long sessions.
 """
 
+import contextlib
 import os
 import pathlib
 import random
 import shutil
 import statistics
-import subprocess
 import time
 
-from harness import TPROXYD, Sandbox, Stress, case, main, quiet_direct_path, tmpdir, wait_for
+from harness import (TPROXYD, Sandbox, Stress, case, main, quiet_direct_path, run, tmpdir,
+                     wait_for)
 
 RESTARTS = int(os.environ.get("RESTARTS", "30"))
 CONNECTIONS = int(os.environ.get("CONNECTIONS", "0"))
@@ -26,9 +27,8 @@ ALL_KINDS = {"short": 64, "echo": 100, "half": 20, "late": 4, "bulk": 2, "mb": 6
 
 
 def descriptors(box):
-    """Of master and worker, which share them; but for pipes, of which some are kept for reuse."""
-    names = [os.readlink(entry) for entry in pathlib.Path(f"/proc/{box.proxy.pid}/fd").iterdir()]
-    return sorted(name.partition(":")[0] for name in names if not name.startswith("pipe:"))
+    """But for pipes, of which some are kept for reuse."""
+    return [kind for kind in box.proxy.descriptors() if kind != "pipe"]
 
 
 class Restarts:
@@ -37,7 +37,7 @@ class Restarts:
     def __init__(self, box, load):
         self.box, self.load = box, load
         self.gaps = {"kill": [], "reload": []}
-        self.lost = 0  # kills that met a worker before it served
+        self.early = 0  # kills that most likely met a worker before it served
 
     def _until_served(self, how, before):
         start = time.monotonic()
@@ -46,10 +46,16 @@ class Restarts:
         self.gaps[how].append((time.monotonic() - start) * 1000)
 
     def kill(self):
-        """Of the worker, wherever it is."""
-        before = self.box.proxy.times_served()
-        if self.box.proxy.kill_worker():
-            self._until_served("kill", before)
+        """Of the worker, wherever it is; of some also the next one, while it takes over."""
+        proxy = self.box.proxy
+        before, killed = proxy.times_served(), proxy.kill_worker()
+        if not killed:
+            return
+        while random.random() < 0.2:
+            last = killed
+            killed = wait_for(lambda: proxy.kill_worker(but=last), "the next worker")
+            self.early += 1
+        self._until_served("kill", before)
 
     def reload(self):
         """The gap begins when the binary was found good."""
@@ -63,8 +69,9 @@ class Restarts:
         return sum(map(len, self.gaps.values()))
 
     def figures(self):
-        return "; ".join(f"{len(gaps)} {how}s, ms without a worker: median {statistics.median(gaps):.0f}, "
-                         f"worst {max(gaps):.0f}" for how, gaps in self.gaps.items() if gaps)
+        each = [f"{len(gaps)} {how}s, ms until the next served: median {statistics.median(gaps):.0f}, "
+                f"worst {max(gaps):.0f}" for how, gaps in self.gaps.items() if gaps]
+        return "; ".join([*each, f"{self.early} more kills of the next worker while it took over"])
 
 
 def print_load(report):
@@ -111,6 +118,62 @@ def restarts_are_not_noticed():
         print(f"# records left: 0; descriptors but pipes before and after: {len(before)}")
         counters = box.counters()
         assert counters["accepted_unknown"] == counters["no_record_space"] == 0, counters
+
+
+@contextlib.contextmanager
+def two_builds():
+    """A directory to start tproxyd from, and a function that puts the other build in its place."""
+    with tmpdir() as scratch:
+        place, builds = scratch / "tproxyd", [scratch / "one", scratch / "two"]
+        shutil.copy(TPROXYD, builds[0])
+        if OTHER_BUILD:
+            shutil.copy(OTHER_BUILD, builds[1])
+        else:
+            run(["strip", "-o", builds[1], TPROXYD])
+        shutil.copy(builds[0], place)
+
+        def swap():
+            builds.reverse()
+            shutil.copy(builds[0], scratch / "new")
+            os.rename(scratch / "new", place)
+
+        yield place, swap
+
+
+def is_running(proxy, binary):
+    """Master and worker, as a fork is all that there is between them."""
+    return os.stat(f"/proc/{proxy.pid}/exe").st_ino == os.stat(binary).st_ino
+
+
+@case
+def long_sessions_outlive_upgrades_and_kills():
+    """Some in mid-hold from the first restart to the last, all others under way all the time."""
+    quiet_direct_path()
+    seconds = 0.05 * KILLS + 0.4 * UPGRADES
+    load = {"short": 8, "rate": 50, "echo": 200, "half": 40, "late": 8, "bulk": 1, "mb": MEGABYTES,
+            "pace": max(500, int(MEGABYTES * 1024 / seconds))}
+    with two_builds() as (binary, swap), Sandbox(proxy=None) as box:
+        box.proxy = box.start_proxy("--log-sessions", "no", program=binary)
+        with Stress(box, late_ms=0, **load) as stress:
+            stress.wait(lambda _: box.counters()["held"] >= 8 + 200 + 40, "sessions")
+            restarts = Restarts(box, stress)
+            plan = ["kill"] * KILLS + ["reload"] * UPGRADES
+            random.shuffle(plan)
+            for how in plan:
+                time.sleep(random.expovariate(1 / 0.03))
+                if how == "reload":
+                    swap()
+                    restarts.reload()
+                    assert is_running(box.proxy, binary)
+                else:
+                    restarts.kill()
+            before = stress.check()
+            assert before["late"] == 0, "a full queue was not full"
+            report = stress.finish()
+        print(f"# {restarts.figures()}; each reload brought another binary")
+        print_load(report)
+        assert report["late"] == 8, report
+        box.wait_no_records()
 
 
 main()

@@ -20,58 +20,24 @@
 #include <unistd.h>
 
 #include "stress.h"
+#include "stress_choice.h"
 #include "util.h"
 
-#define ADDRESSES_MAX 32
-#define SLOTS_MAX     20000
-#define BATCH	      256
-#define STEPS	      8
-#define TICK_MS	      10
-#define REPORT_MS     100
-#define PATIENCE_MS   40000
-#define LATE_MS	      130000 /* as long as the kernel sends SYNs */
-#define SLOW_MS	      900    /* a SYN that had to be sent again */
-#define FINISH_MS     50     /* between two that ask for the count */
-#define RESET_MAX     8000   /* as much as is on its way when the reset comes */
+#define SLOTS_MAX   20000
+#define BATCH	    256
+#define STEPS	    8
+#define TICK_MS	    10
+#define REPORT_MS   100
+#define PATIENCE_MS 40000
+#define LATE_MS	    130000 /* as long as the kernel sends SYNs */
+#define SLOW_MS	    900	   /* a SYN that had to be sent again */
+#define FINISH_MS   50	   /* between two that ask for the count */
 
-enum role { ROLE_SHORT, ROLE_ECHO, ROLE_HALF, ROLE_LATE, ROLE_BULK, ROLE_FINISH, ROLE_COUNT };
-
-enum setting {
-	SET_SHORT, /* short requests at a time, of all kinds */
-	SET_ECHO,  /* long sessions with some bytes there and back now and then */
-	SET_HALF,  /* sessions with one direction closed, of both directions */
-	SET_LATE,  /* at a time, to the port whose queue is full */
-	SET_BULK,  /* transfers at a time, both ways at once */
-	SET_MB,	   /* MB each way of a transfer */
-	SET_PACE,  /* KB a second each way of a transfer; 0: all there is */
-	SET_RATE,  /* short requests a second; 0: all there is */
-	SET_COUNT,
-};
-
-static const char *const setting_names[SET_COUNT] = {"short", "echo", "half", "late",
-						     "bulk",  "mb",   "pace", "rate"};
-static const char *const kind_names[KIND_COUNT] = {"exchange", "tell",	 "echo",   "trickle",
-						   "listen",   "finish", "refused"};
-
-struct slot {
-	enum role role;
-	int fd, connected, shut, closing;
-	struct sockaddr_storage to;
-	socklen_t to_len;
-	struct stress_request request;
-	struct stress_reply reply;
-	uint64_t sent, received;	/* the request and the reply included */
-	uint64_t may_send, may_receive; /* by now; the same */
-	uint64_t began_ms, progress_ms, next_ms;
-};
-
-static uint64_t settings[SET_COUNT];
-static const char *addresses[ADDRESSES_MAX];
-static int address_count, epoll, port;
+static int epoll;
 static struct slot slots[SLOTS_MAX];
 static int idle[SLOTS_MAX], idle_count, slot_count;
 static volatile sig_atomic_t told_to_end;
-static uint64_t now_ms, start_ms, shorts_begun, random_state = 1;
+static uint64_t now_ms, start_ms, shorts_begun;
 static int finishing, finish_sent;
 static struct {
 	uint64_t ended[KIND_COUNT], connections, resets, late, bytes, slow, longest_ms, counted;
@@ -106,103 +72,6 @@ __attribute__((format(printf, 2, 3), noreturn)) static void fail(const struct sl
 	exit(1);
 }
 
-static uint64_t any(uint64_t below)
-{
-	random_state++;
-	return stress_mix(random_state) % below;
-}
-
-/* --- what to do ------------------------------------------------------------------------------ */
-
-/* Of each hundred short ones: some that nobody takes, some that only tell, some that are reset. */
-static void choose_short(struct stress_request *r)
-{
-	static const uint64_t sizes[] = {1, 100, 1000, 1000, 5000, 20000, 150000};
-	uint64_t dice = any(100), most = sizes[any(ARRAY_SIZE(sizes))];
-
-	r->up = any(most);
-	r->down = any(most);
-	r->ending = any(ENDING_RESET);
-	r->kind = KIND_EXCHANGE;
-	if (dice < 8) {
-		r->kind = KIND_REFUSED;
-	} else if (dice < 16) {
-		r->kind = KIND_TELL;
-		r->ending = ENDING_CLIENT;
-	} else if (dice < 24) {
-		r->ending = ENDING_RESET;
-		r->up %= RESET_MAX;
-		r->down %= RESET_MAX;
-	}
-}
-
-static void choose(struct slot *s)
-{
-	static uint64_t ids;
-	struct stress_request *r = &s->request;
-
-	*r = (struct stress_request){.magic = STRESS_MAGIC, .id = stress_mix(++ids + start_ms)};
-	r->ending = ENDING_HALF;
-	switch (s->role) {
-	case ROLE_SHORT:
-		choose_short(r);
-		break;
-	case ROLE_ECHO:
-		r->kind = KIND_ECHO;
-		r->up = r->down = STRESS_ENDLESS;
-		break;
-	case ROLE_HALF:
-		r->kind = any(2) ? KIND_TRICKLE : KIND_LISTEN;
-		r->up = r->kind == KIND_LISTEN ? STRESS_ENDLESS : any(1000);
-		r->down = r->kind == KIND_TRICKLE ? STRESS_ENDLESS : 0;
-		break;
-	case ROLE_LATE:
-		r->up = any(3000);
-		r->down = any(3000);
-		break;
-	case ROLE_BULK:
-		r->up = r->down = settings[SET_MB] << 20;
-		break;
-	case ROLE_FINISH:
-		r->kind = KIND_FINISH;
-		r->ending = ENDING_CLIENT;
-		break;
-	case ROLE_COUNT:
-		break;
-	}
-}
-
-/* Every address, also by its v4-mapped name, and every port. */
-static void choose_address(struct slot *s)
-{
-	const char *ip = addresses[s->role == ROLE_LATE ? 0 : any(address_count)];
-	uint16_t to = port + any(PORT_LATE);
-	char mapped[INET6_ADDRSTRLEN + 8];
-
-	if (s->role == ROLE_LATE)
-		to = port + PORT_LATE;
-	if (s->request.kind == KIND_REFUSED)
-		to = port + PORT_NOBODY;
-	snprintf(mapped, sizeof(mapped), "%s%s", strchr(ip, ':') || any(4) ? "" : "::ffff:", ip);
-	if (stress_parse(mapped, to, &s->to, &s->to_len)) {
-		fprintf(stderr, "stress: %s is no address\n", ip);
-		exit(2);
-	}
-}
-
-/* How much may be sent at first; more is allowed by the clock, see tick(). */
-static void choose_pace(struct slot *s)
-{
-	s->may_send = sizeof(s->request);
-	s->may_receive = UINT64_MAX;
-	if (s->request.up != STRESS_ENDLESS)
-		s->may_send += s->request.up;
-	if (s->role == ROLE_BULK && settings[SET_PACE]) {
-		s->may_send = sizeof(s->request);
-		s->may_receive = sizeof(s->reply);
-	}
-}
-
 /* --- one session ----------------------------------------------------------------------------- */
 
 static void end(struct slot *s)
@@ -232,8 +101,6 @@ static void begin(struct slot *s)
 	s->sent = s->received = s->next_ms = 0;
 	s->began_ms = s->progress_ms = now_ms;
 	choose(s);
-	choose_address(s);
-	choose_pace(s);
 	s->fd = socket(s->to.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	if (s->fd < 0)
 		fail(s, "socket: %m");
@@ -460,7 +327,7 @@ static void allow_more(struct slot *s)
 
 		if (finishing || s->sent != s->may_send || !answered || now_ms < s->next_ms)
 			return;
-		s->next_ms = now_ms + any(200);
+		s->next_ms = now_ms + any(1000);
 		s->may_send += 1 + any(any(20) ? 100 : 20000);
 	} else if (s->role == ROLE_BULK && pace) {
 		uint64_t allowed = pace * (now_ms - s->began_ms) / 1000;
