@@ -23,15 +23,16 @@
 #include "stress_choice.h"
 #include "util.h"
 
-#define SLOTS_MAX   20000
-#define BATCH	    256
-#define STEPS	    8
-#define TICK_MS	    10
-#define REPORT_MS   100
-#define PATIENCE_MS 40000
-#define LATE_MS	    130000 /* as long as the kernel sends SYNs */
-#define SLOW_MS	    900	   /* a SYN that had to be sent again */
-#define FINISH_MS   50	   /* between two that ask for the count */
+#define SLOTS_MAX     20000
+#define BATCH	      256
+#define STEPS	      8
+#define TICK_MS	      10
+#define REPORT_MS     100
+#define PATIENCE_MS   40000
+#define LATE_MS	      130000 /* as long as the kernel sends SYNs */
+#define LATE_PAUSE_MS 500    /* or there would be nothing but these while the queue is empty */
+#define SLOW_MS	      900    /* a SYN that had to be sent again */
+#define FINISH_MS     50     /* between two that ask for the count */
 
 static int epoll;
 static struct slot slots[SLOTS_MAX];
@@ -386,7 +387,7 @@ static int may_begin(const struct slot *s)
 
 	if (s->role == ROLE_FINISH)
 		return now_ms - s->began_ms >= FINISH_MS;
-	if (finishing)
+	if (finishing || (s->role == ROLE_LATE && now_ms - s->began_ms < LATE_PAUSE_MS))
 		return 0;
 	return s->role != ROLE_SHORT || !rate || shorts_begun < rate * (now_ms - start_ms) / 1000;
 }

@@ -2,8 +2,8 @@
 /*
  * stress_server PORT LATE_MS ADDRESS...
  *
- * The server of the stress client; see stress.h. On PORT + PORT_LATE of the first address the
- * queue of connections is full and empty in turns of LATE_MS (0: full until KIND_FINISH). Says
+ * The server of the stress client; see stress.h. On PORT + PORT_LATE of the first address, of IPv4,
+ * the queue of connections is full and empty in turns of LATE_MS (0: full until KIND_FINISH). Says
  * "ready" once it listens. Ends with status 1, and a word on why, at the first byte that is wrong
  * and at the first session that does not end as it should.
  */
@@ -40,10 +40,7 @@ struct connection {
 static struct connection connections[FDS_MAX];
 static uint64_t counted;
 static int epoll, finish, late = -1, is_full, fd_end;
-static struct {
-	int fd;
-	uint16_t port;
-} fillers[LATE_QUEUE + 1];
+static int fillers[LATE_QUEUE + 1];
 static struct sockaddr_storage late_address;
 static socklen_t late_len;
 
@@ -270,12 +267,9 @@ static void step(int fd)
 		epoll_ctl(epoll, EPOLL_CTL_MOD, fd, &again); /* makes its event come again */
 }
 
-static int is_filler(uint16_t port)
+static int is_filler(const struct in6_addr *peer)
 {
-	for (int i = 0; i < LATE_QUEUE + 1; i++)
-		if (fillers[i].port == port)
-			return 1;
-	return 0;
+	return IN6_IS_ADDR_V4MAPPED(peer) && peer->s6_addr[12] == 127;
 }
 
 static void accept_all(int listener)
@@ -290,7 +284,7 @@ static void accept_all(int listener)
 
 		c.peer_port = stress_address(&peer, &c.peer);
 		len = sizeof(peer);
-		if (listener == late && is_full && is_filler(c.peer_port)) {
+		if (is_filler(&c.peer)) {
 			close(fd);
 			continue;
 		}
@@ -302,23 +296,21 @@ static void accept_all(int listener)
 /* --- the late one ---------------------------------------------------------------------------- */
 
 /*
- * The queue is filled with connections of our own; from then on handshakes are not answered. It is
- * not shorter because the kernel resorts to SYN cookies when as many handshakes are under way, and
- * resets those whose cookie comes while it is full.
+ * The queue is filled with connections of our own, known by their source; from then on handshakes
+ * are not answered. It is not shorter because the kernel resorts to SYN cookies when as many
+ * handshakes are under way, and resets those whose cookie comes while it is full.
  */
 static void late_close(void)
 {
+	struct sockaddr_in source = {.sin_family = AF_INET};
+
+	source.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	epoll_ctl(epoll, EPOLL_CTL_DEL, late, NULL);
 	accept_all(late);
 	for (int i = 0; i < LATE_QUEUE + 1; i++) {
-		struct sockaddr_storage own = {0};
-		socklen_t len = sizeof(own);
-		struct in6_addr unused;
-
-		fillers[i].fd = socket(late_address.ss_family, SOCK_STREAM | SOCK_NONBLOCK, 0);
-		connect(fillers[i].fd, (struct sockaddr *)&late_address, late_len);
-		getsockname(fillers[i].fd, (struct sockaddr *)&own, &len);
-		fillers[i].port = stress_address(&own, &unused);
+		fillers[i] = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+		bind(fillers[i], (struct sockaddr *)&source, sizeof(source));
+		connect(fillers[i], (struct sockaddr *)&late_address, late_len);
 	}
 	is_full = 1;
 }
@@ -327,7 +319,7 @@ static void late_open(void)
 {
 	accept_all(late);
 	for (int i = 0; i < LATE_QUEUE + 1; i++)
-		close(fillers[i].fd);
+		close(fillers[i]);
 	is_full = 0;
 	watch(late, EPOLLIN, ROLE_LATE);
 }
