@@ -36,7 +36,7 @@ class Restarts:
 
     def __init__(self, box, load):
         self.box, self.load = box, load
-        self.gaps = {"kill": [], "reload": []}
+        self.gaps = {"kills of the worker": [], "reloads": [], "kills of the master": []}
         self.early = 0  # kills that most likely met a worker before it served
 
     def _until_served(self, how, before):
@@ -55,7 +55,7 @@ class Restarts:
             last = killed
             killed = wait_for(lambda: proxy.kill_worker(but=last), "the next worker")
             self.early += 1
-        self._until_served("kill", before)
+        self._until_served("kills of the worker", before)
 
     def reload(self):
         """The gap begins when the binary was found good."""
@@ -63,13 +63,22 @@ class Restarts:
         served, began = proxy.times_served(), proxy.times_logged("reloading: becoming")
         proxy.reload()
         wait_for(lambda: proxy.times_logged("reloading: becoming") > began, "the binary's answer")
-        self._until_served("reload", served)
+        self._until_served("reloads", served)
+
+    def kill_master(self):
+        """The worker becomes one, and starts another worker."""
+        before = self.box.proxy.times_served()
+        self.box.proxy.kill_master()
+        self._until_served("kills of the master", before)
+
+    def any(self):
+        random.choices((self.kill, self.reload, self.kill_master), (50, 45, 5))[0]()
 
     def count(self):
         return sum(map(len, self.gaps.values()))
 
     def figures(self):
-        each = [f"{len(gaps)} {how}s, ms until the next served: median {statistics.median(gaps):.0f}, "
+        each = [f"{len(gaps)} {how}, ms until the next served: median {statistics.median(gaps):.0f}, "
                 f"worst {max(gaps):.0f}" for how, gaps in self.gaps.items() if gaps]
         return "; ".join([*each, f"{self.early} more kills of the next worker while it took over"])
 
@@ -96,7 +105,7 @@ def the_load_itself_is_without_failures():
 
 @case
 def restarts_are_not_noticed():
-    """Half of them by SIGKILL of the worker at random instants, the rest reloads."""
+    """Half of them by SIGKILL of the worker at random instants; the rest reloads, and some masters."""
     quiet_direct_path()
     with Sandbox(proxy=("--log-sessions", "no")) as box:
         box.proxy.kill_worker()
@@ -108,7 +117,7 @@ def restarts_are_not_noticed():
                 share = CONNECTIONS * restarts.count() / RESTARTS
                 load.wait(lambda report: report["connections"] >= share, "connections", 300)
                 time.sleep(random.expovariate(1 / 0.05))
-                random.choice((restarts.kill, restarts.reload))()
+                restarts.any()
             load.wait(lambda report: report["connections"] >= CONNECTIONS, "connections", 300)
             report = load.finish()
         print(f"# {restarts.figures()}")

@@ -92,7 +92,7 @@ static void test_lists_follow_from_the_slots(void **state)
 	assert_int_equal(table_used(t), 4);
 	assert_ptr_equal(table_by_cookie(t, late->client.cookie), late);
 	assert_ptr_equal(table_by_cookie(t, refused->client.cookie), refused);
-	assert_null(table_by_cookie(t, relay->client.cookie));
+	assert_ptr_equal(table_by_cookie(t, relay->client.cookie), relay);
 }
 
 static void test_a_slot_that_was_being_filled_in_is_freed(void **state)
