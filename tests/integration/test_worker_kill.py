@@ -4,11 +4,13 @@ The worker killed before each system call that it makes for a session: the sessi
 server sees one connection, not two.
 """
 
+import random
 import signal
 import socket
 import subprocess
 
-from harness import Failed, Sandbox, Server, case_for, main, tmpdir, wait_for
+from harness import (Failed, Sandbox, Server, Stress, case, case_for, main, quiet_direct_path, tmpdir,
+                     wait_for)
 
 HERE = "10.77.0.1"
 
@@ -98,6 +100,25 @@ def a_worker_may_die_before_any_call(what, reset, connections):
             assert made == connections, f"{made} connections, killed before {call} number {number}"
         print(f"# {met} of {len(points)} calls were met")
         assert met > len(points) / 2, (met, points)
+
+
+@case
+def a_worker_may_die_before_any_call_under_load():
+    """
+    With other sessions' events in hand as well. A second connection made for a client, which no
+    client would see, is one that the server still has at the end.
+    """
+    quiet_direct_path()
+    with Sandbox(proxy=("--log-sessions", "no")) as box, Stress(box, short=16, rate=500) as load:
+        for call in ("socket", "setsockopt", "connect", "sendto", "accept4", "epoll_ctl", "splice",
+                     "shutdown", "close", "setsockopt", "sendto", "setsockopt"):
+            for number in random.sample(range(1, 20), 3):
+                served = box.proxy.times_served()
+                with Traced(box, "-e", f"trace={call}", "-e",
+                            f"inject={call}:signal=KILL:when={number}", "-o", "/dev/null"):
+                    load.wait(lambda _: box.proxy.times_served() > served, "the next worker")
+        load.finish()
+        box.wait_no_records()
 
 
 main()

@@ -42,7 +42,7 @@ static uint64_t now_ms, start_ms, shorts_begun;
 static int finishing, finish_sent;
 static struct {
 	uint64_t ended[KIND_COUNT], connections, resets, late, bytes, slow, longest_ms, counted;
-	uint64_t count_wanted;
+	uint64_t count_wanted, open_there;
 } did;
 
 __attribute__((format(printf, 2, 3), noreturn)) static void fail(const struct slot *s,
@@ -146,6 +146,7 @@ static void check_reply(struct slot *s)
 		fail(s, "getsockname() names another port than the server sees, which is %u",
 		     s->reply.peer_port);
 	did.counted = s->reply.counted;
+	did.open_there = s->reply.open;
 }
 
 static void take(struct slot *s, const uint8_t *buf, size_t len)
@@ -430,15 +431,17 @@ static int bring_to_end(void)
 	}
 	if (idle_count != slot_count - !!(slots[slot_count - 1].fd >= 0))
 		return 0;
-	if (did.counted == did.count_wanted)
+	if (did.counted == did.count_wanted && did.open_there == 1)
 		return slots[slot_count - 1].fd < 0;
 	if (!all_ended_ms)
 		all_ended_ms = now_ms;
 	if (now_ms - all_ended_ms > PATIENCE_MS) {
 		fprintf(stderr,
-			"stress: FAILED: the server has counted %llu, not %llu, sessions in "
-			"which it has the last word\n",
-			(unsigned long long)did.counted, (unsigned long long)did.count_wanted);
+			"stress: FAILED: at the end the server has %llu connections, not 1, and "
+			"has "
+			"counted %llu, not %llu, in which it has the last word\n",
+			(unsigned long long)did.open_there, (unsigned long long)did.counted,
+			(unsigned long long)did.count_wanted);
 		exit(1);
 	}
 	return 0;

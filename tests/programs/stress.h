@@ -49,7 +49,7 @@ struct stress_request {
 };
 
 struct stress_reply {
-	uint32_t magic, unused;
+	uint32_t magic, open; /* how many connections the server has, this one included */
 	uint64_t id;
 	struct in6_addr local, peer; /* where the server was reached, and by whom */
 	uint16_t local_port, peer_port;

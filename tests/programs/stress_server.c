@@ -39,6 +39,7 @@ struct connection {
 
 static struct connection connections[FDS_MAX];
 static uint64_t counted;
+static uint32_t open_count;
 static int epoll, finish, late = -1, is_full, fd_end;
 static int fillers[LATE_QUEUE + 1];
 static struct sockaddr_storage late_address;
@@ -87,6 +88,7 @@ static void end(int fd, int reset)
 	if (reset)
 		setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
 	connections[fd].role = ROLE_NONE;
+	open_count--;
 	close(fd);
 }
 
@@ -107,6 +109,7 @@ static void begin_reply(struct connection *c)
 		.peer = c->peer,
 		.peer_port = c->peer_port,
 		.counted = counted,
+		.open = open_count,
 	};
 	if (c->request.kind == KIND_FINISH)
 		finish = 1;
@@ -289,6 +292,7 @@ static void accept_all(int listener)
 			continue;
 		}
 		connections[fd < FDS_MAX ? fd : 0] = c;
+		open_count++;
 		watch(fd, EPOLLIN | EPOLLOUT | EPOLLET, ROLE_CONNECTION);
 	}
 }
