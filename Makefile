@@ -4,7 +4,9 @@
 # make deps		install the Debian packages that building and testing need
 # make run [CMD="..."]	deps, build, then show it at work on one command
 # make check		deps, build, all tests
-# make crashtest	deps, build, KILLS=1000 killed workers and RELOADS=100 reloads under load
+# make restarttest [RESTARTS=1000] [CONNECTIONS=1000000] [UPGRADES=50] [KILLS=500]
+#			tproxyd killed, reloaded and upgraded under load, which nobody may notice
+# make soak [MINUTES=30]	all kinds of load, to see that nothing grows
 # make bench [QUICK=1]	measure against a direct connection and other proxies
 # make bench-report	write docs/performance.md from the last one
 # make vmtest [VM=5.10]	the hooks on each kernel from 5.10 on, in qemu
@@ -175,10 +177,13 @@ check: deps
 
 # --- longer ones ----------------------------------------------------------------------------------
 
-KILLS ?= 1000
-RELOADS ?= 100
+RESTARTS ?= 1000
+CONNECTIONS ?= 1000000
+UPGRADES ?= 50
+KILLS ?= 500
+MINUTES ?= 30
 
-.PHONY: bench bench-report vmtest suites torture crashtest
+.PHONY: bench bench-report vmtest suites torture restarttest soak
 bench: deps
 	$(Q)$(MAKE) --no-print-directory all $(BENCH_PROGRAMS)
 	$(Q)O=$(O) tests/bench/run
@@ -200,9 +205,18 @@ torture: deps
 	$(Q)PYTHONPATH=tests O=$(O) TORTURE=10000 TPTEST_CASE=torture \
 		/usr/bin/python3 tests/integration/test_conformance.py
 
-crashtest: deps
+# The other build that upgrades go to and from is compiled differently.
+restarttest: deps
 	$(Q)$(MAKE) --no-print-directory all tests
-	$(Q)O=$(O) KILLS=$(KILLS) RELOADS=$(RELOADS) TPTEST_DEADLINE=3600 tests/run integration/test_crash
+	$(Q)$(MAKE) --no-print-directory O=$(O)/other CFLAGS='-O1 -g' $(O)/other/tproxyd
+	$(Q)O=$(O) OTHER_BUILD=$(O)/other/tproxyd RESTARTS=$(RESTARTS) CONNECTIONS=$(CONNECTIONS) \
+		UPGRADES=$(UPGRADES) KILLS=$(KILLS) MEGABYTES=1024 TPTEST_FIGURES=1 TPTEST_DEADLINE=7200 \
+		tests/run integration/test_restart
+
+soak: deps
+	$(Q)$(MAKE) --no-print-directory all tests
+	$(Q)O=$(O) MINUTES=$(MINUTES) TPTEST_FIGURES=1 TPTEST_DEADLINE=$$(($(MINUTES) * 60 + 400)) \
+		tests/run integration/test_soak
 
 # --- the rest -------------------------------------------------------------------------------------
 

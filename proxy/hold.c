@@ -183,6 +183,8 @@ static void on_gone(struct proxy *p, struct session *s)
 	session_finish(p, s, end, 1);
 }
 
+/* A session is found by its cookie to its end, since the event of a SYN may come after the client
+ * was let in: one sent again just then, or one that a worker had in hand when it died. */
 static void on_syn(struct proxy *p, const struct tp_event_syn *event)
 {
 	struct session *s = table_by_cookie(&p->table, event->client.cookie);
@@ -192,9 +194,11 @@ static void on_syn(struct proxy *p, const struct tp_event_syn *event)
 			send_syn(p, &event->client, &event->syn);
 		return;
 	}
-	/* The same socket at another attempt: the event of its giving up was lost. */
-	if (s && s->syn.seq != event->syn.seq) {
-		on_gone(p, s);
+	/* The same socket at another attempt: the event of its giving up was lost, or its session
+	 * has outlived it. */
+	if (s && s->client.seq != event->syn.seq) {
+		if (list_is_hold(s->list))
+			on_gone(p, s);
 		s = NULL;
 	}
 	if (!s) {
@@ -240,7 +244,7 @@ static int on_event(void *ctx, void *data, size_t size)
 		break;
 	case TP_EVENT_GONE:
 		s = table_by_cookie(&p->table, event.gone.cookie);
-		if (s)
+		if (s && list_is_hold(s->list))
 			on_gone(p, s);
 		break;
 	case TP_EVENT_STRAY:

@@ -207,6 +207,7 @@ int main(int argc, char **argv)
 			     .log_sessions = 1},
 		.instance = INSTANCE_INIT,
 		.signals = -1,
+		.notify = -1,
 	};
 	struct failure f = {{0}};
 	int err, status;

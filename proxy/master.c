@@ -186,7 +186,7 @@ static void start_worker(struct master *m)
 
 static void tell(struct master *m, const char *state)
 {
-	m->untold = notify_send(state) == -EAGAIN ? state : NULL;
+	m->untold = notify_send(m->p->notify, state) == -EAGAIN ? state : NULL;
 }
 
 static void describe_end(int status, char *buf, size_t size)
@@ -291,7 +291,7 @@ static void reload(struct master *m)
 	}
 	snprintf(state, sizeof(state), "RELOADING=1\nMONOTONIC_USEC=%llu",
 		 (unsigned long long)monotonic_ms() * 1000);
-	notify_send(state);
+	notify_send(m->p->notify, state);
 	m->asked = ask_binary(m);
 	if (m->asked < 0) {
 		log_error("cannot reload: %m");
@@ -400,6 +400,7 @@ int master_run(struct proxy *p, char **argv)
 	int signo;
 
 	p->fresh = 1;
+	p->notify = notify_open();
 	/* Who is to die with his own parent leaves nothing behind. */
 	if (!prctl(PR_GET_PDEATHSIG, &signo))
 		p->no_heir = signo != 0;

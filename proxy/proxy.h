@@ -25,6 +25,7 @@ struct proxy {
 	struct table table;
 	struct pipes pipes;
 	int signals;			     /* signalfd */
+	int notify;			     /* to the service manager; -1: there is none */
 	struct ring_buffer *ring;	     /* what the doorman delivers; NULL: hold is off */
 	unsigned int ring_events;	     /* read in this turn */
 	unsigned int selftest_grants;	     /* given to ourselves */

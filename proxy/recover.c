@@ -59,6 +59,7 @@ static void check_books(struct proxy *p, struct recovery *r)
 		check(r, fd);
 	for (int i = 0; i < PIN_MAP_COUNT; i++)
 		check(r, p->instance.map[i]);
+	check(r, p->notify);
 	check(r, sh->memfd);
 	sh->epoll = check(r, sh->epoll);
 	sh->ring = check(r, sh->ring);

@@ -250,7 +250,6 @@ static void pair(struct proxy *p, struct session *s, int fd)
 {
 	int err;
 
-	hold_forget(p, s);
 	hold_accepted(fd);
 	s->fd[CLIENT] = fd;
 	table_move(&p->table, s, LIST_RELAY);

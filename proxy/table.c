@@ -171,6 +171,15 @@ static int is_timed(enum session_list list)
 	return list >= LIST_HELD && list <= LIST_CONNECTING;
 }
 
+static void rebuild_hash(struct table *t, struct session *s, int waiting)
+{
+	if (waiting != list_is_hold(s->list))
+		return;
+	s->hashed = 0;
+	if (s->list != LIST_FREE && s->list != LIST_CLOSING && s->list != LIST_CONNECTING)
+		table_hash_add(t, s);
+}
+
 int table_rebuild(struct table *t)
 {
 	uint32_t *timed _cleanup_free_ = NULL, count = 0;
@@ -196,13 +205,9 @@ int table_rebuild(struct table *t)
 	qsort_r(timed, count, sizeof(*timed), by_deadline, t);
 	for (uint32_t i = 0; i < count; i++)
 		append(t, table_at(t, timed[i]), table_at(t, timed[i])->list);
-	/* A granted one whose client is there already is no longer looked for. */
-	for (uint32_t i = 0; i < *t->used; i++) {
-		struct session *s = table_at(t, i);
-
-		s->hashed = 0;
-		if (list_is_hold(s->list) && s->fd[CLIENT] < 0)
-			table_hash_add(t, s);
-	}
+	/* Of two sessions of one socket, the one that waits for it is to be found first. */
+	for (int waiting = 0; waiting <= 1; waiting++)
+		for (uint32_t i = 0; i < *t->used; i++)
+			rebuild_hash(t, table_at(t, i), waiting);
 	return 0;
 }

@@ -100,7 +100,7 @@ struct session {
 	uint8_t unsure; /* bit 1 << side: that side may have sent more than was taken */
 	int32_t fd[2];	/* by enum side; -1 where there is none */
 	int32_t error;	/* errno of a failed connect */
-	uint32_t hash_next;   /* held ones are found by their client's cookie */
+	uint32_t hash_next;   /* those that were held are found by their client's cookie */
 	uint64_t start_ms;    /* CLOCK_MONOTONIC; 0: not filled in yet, so there is no session */
 	uint64_t deadline_ms; /* of its list, 0: none */
 	union {

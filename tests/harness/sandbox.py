@@ -95,6 +95,42 @@ class Proxy:
         children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children")
         return int(wait_for(lambda: children.read_text().split(), "a worker")[0])
 
+    def kill_worker(self, but=None):
+        """By SIGKILL, if there is one this instant, and it is another than `but`; its pid."""
+        children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        if not children or int(children[0]) == but:
+            return None
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(children[0]), signal.SIGKILL)
+            return int(children[0])
+        return None
+
+    def kill_master(self):
+        """By SIGKILL. Its worker takes its place, and is the one that we look at from here on."""
+        heir = self.worker
+        os.kill(self.pid, signal.SIGKILL)
+        if self.pid == self.process.pid:
+            self.wait_exit()
+        self.pid = heir
+
+    def reload(self):
+        os.kill(self.pid, signal.SIGHUP)
+
+    def times_logged(self, text):
+        return self.log().count(text)
+
+    def times_served(self):
+        """How often a worker has taken the place of another."""
+        return self.times_logged("serving on as pid")
+
+    def descriptors(self):
+        """What kind each is that master and worker have open; they share them."""
+        kinds = []
+        for entry in pathlib.Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                kinds.append(os.readlink(entry).partition(":")[0])
+        return sorted(kinds)
+
     def stop(self, how=signal.SIGTERM):
         """Ends it, by SIGKILL both of its processes; returns the exit code."""
         if self.process.poll() is None:
@@ -167,8 +203,9 @@ class Sandbox:
     def unload(self, **options):
         return self.loader("--unload", **options)
 
-    def start_proxy(self, *words, prefix=(), ready=True, cgroup=None, **options):
-        command = [*prefix, system.TPROXYD, "--name", self.name, *words]
+    def start_proxy(self, *words, prefix=(), ready=True, cgroup=None, program=system.TPROXYD,
+                    **options):
+        command = [*prefix, program, "--name", self.name, *words]
         proxy = Proxy(cgroup or self.servers, command, **options)
         self._proxies.append(proxy)
         return proxy.wait_ready() if ready else proxy

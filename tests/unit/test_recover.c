@@ -92,7 +92,20 @@ static void test_lists_follow_from_the_slots(void **state)
 	assert_int_equal(table_used(t), 4);
 	assert_ptr_equal(table_by_cookie(t, late->client.cookie), late);
 	assert_ptr_equal(table_by_cookie(t, refused->client.cookie), refused);
-	assert_null(table_by_cookie(t, relay->client.cookie));
+	assert_ptr_equal(table_by_cookie(t, relay->client.cookie), relay);
+}
+
+/* A socket may connect anew while the session of its first connection lasts. */
+static void test_of_two_sessions_of_a_socket_the_waiting_one_is_found(void **state)
+{
+	struct world *w = *state;
+	struct session *waiting = begun(w, LIST_GRANTED, 100), *old = begun(w, LIST_RELAY, 0);
+
+	old->client.cookie = waiting->client.cookie;
+	succeed(w);
+	assert_ptr_equal(table_by_cookie(&w->p.table, old->client.cookie), waiting);
+	table_hash_remove(&w->p.table, waiting);
+	assert_ptr_equal(table_by_cookie(&w->p.table, old->client.cookie), old);
 }
 
 static void test_a_slot_that_was_being_filled_in_is_freed(void **state)
@@ -219,6 +232,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 		TEST(test_lists_follow_from_the_slots),
+		TEST(test_of_two_sessions_of_a_socket_the_waiting_one_is_found),
 		TEST(test_a_slot_that_was_being_filled_in_is_freed),
 		TEST(test_closed_numbers_are_struck_out),
 		TEST(test_strangers_are_closed),
