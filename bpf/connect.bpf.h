@@ -22,6 +22,17 @@ static __always_inline int is_kernel_socket(struct bpf_sock *sk)
 	return full && BPF_CORE_READ_BITFIELD(full, sk_kern_sock);
 }
 
+static __always_inline int is_registered(struct bpf_sock_addr *ctx, const struct tp_config *cfg)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+
+	for (int i = 0; i < TP_MAX_PROXIES; i++)
+		if (cfg->proxies[i].tgid == tgid &&
+		    cfg->proxies[i].netns == bpf_get_netns_cookie(ctx))
+			return 1;
+	return 0;
+}
+
 /* Who listens on a port of loopback in the client's own network namespace; to be released. */
 static __always_inline struct bpf_sock *listener_lookup(struct bpf_sock_addr *ctx, __u16 port,
 							int v4)
@@ -41,30 +52,28 @@ static __always_inline struct bpf_sock *listener_lookup(struct bpf_sock_addr *ct
 	return bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
 }
 
-/* Whether a proxy is there, one that takes no more clients included. It always listens on IPv4. */
-static __always_inline int is_proxy_alive(struct bpf_sock_addr *ctx, const struct tp_config *cfg)
-{
-	struct bpf_sock *sk = listener_lookup(ctx, cfg->port, 1);
-	struct tp_mark *mark;
-
-	if (!sk)
-		return 0;
-	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
-	bpf_sk_release(sk);
-	return mark != NULL;
-}
-
-/* A pid that outlived its proxy in map_config may be anybody's by now, whom that must not exempt.
+/*
+ * A proxy that was killed stays registered, and its pid may be anybody's by now. Where its listener
+ * has gone too, that must not spare him the refusal; under the other policy it makes no difference,
+ * and the question is not asked. One that is leaving still connects for those it let in.
  */
 static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const struct tp_config *cfg)
 {
-	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct tp_mark *mark;
+	struct bpf_sock *sk;
+	int ours;
 
-	for (int i = 0; i < TP_MAX_PROXIES; i++)
-		if (cfg->proxies[i].tgid == tgid &&
-		    cfg->proxies[i].netns == bpf_get_netns_cookie(ctx))
-			return is_proxy_alive(ctx, cfg);
-	return 0;
+	if (!is_registered(ctx, cfg))
+		return 0;
+	if (cfg->policy != TP_POLICY_REFUSE || !cfg->port)
+		return 1;
+	sk = listener_lookup(ctx, cfg->port, 1); /* it always listens on IPv4 */
+	if (!sk)
+		return 0;
+	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
+	ours = mark && (mark->role == TP_ROLE_LISTENER || mark->role == TP_ROLE_LEAVING);
+	bpf_sk_release(sk);
+	return ours;
 }
 
 enum found { FOUND_NOBODY, FOUND_STRANGER, FOUND_PROXY };
