@@ -48,6 +48,7 @@ struct master {
 	uint64_t idle_ms;    /* since when nobody serves; 0: somebody does */
 	unsigned int quick;
 	const char *untold; /* what the service manager was too busy to be told; NULL: nothing */
+	char ready[48];	    /* READY=1, and who says so */
 	int distrusted;	    /* we took the marks off the listeners */
 	int status;	    /* to exit with; -1: not yet */
 };
@@ -86,6 +87,13 @@ static int own_path(const char *argv0, char ret_path[PATH_MAX])
 		return -errno;
 	ret_path[len] = 0;
 	return 0;
+}
+
+/* To the service manager the main process is the one it started, until another says it is. */
+static const char *ready_state(struct master *m)
+{
+	snprintf(m->ready, sizeof(m->ready), "READY=1\nMAINPID=%d", getpid());
+	return m->ready;
 }
 
 /* A child with our memory as it is now and, for good, our descriptors. As fork() returns. */
@@ -140,14 +148,18 @@ static pid_t ask_binary(struct master *m)
 	_exit(1);
 }
 
-/* The master is gone, and the service with it unless somebody guards it: that will be us. */
+/* The master is gone, and the sessions with us unless somebody guards them: that will be us. */
 static void replace_master(struct master *m)
 {
+	char state[32];
 	int status;
 	pid_t pid;
 
 	prctl(PR_SET_PDEATHSIG, 0);
 	m->p->orphaned = 0;
+	/* At once: a service without a main process can be neither reloaded nor stopped gently. */
+	snprintf(state, sizeof(state), "MAINPID=%d", getpid());
+	notify_send(state);
 	log_warning("the master (pid %d) has died; this worker takes its place", m->p->master);
 	pid = ask_binary(m);
 	if (pid > 0 && waitpid(pid, &status, 0) == pid && !status)
@@ -254,7 +266,7 @@ static void serving(struct master *m)
 		m->distrusted = 0;
 	}
 	if (m->p->fresh)
-		tell(m, "READY=1");
+		tell(m, ready_state(m));
 	m->p->fresh = 0;
 }
 
@@ -264,7 +276,7 @@ static void answered(struct master *m, int status)
 	if (status) {
 		log_error("not reloaded: %s cannot take over, see above; the present one serves on",
 			  m->path);
-		tell(m, "READY=1");
+		tell(m, ready_state(m));
 		return;
 	}
 	log_notice("reloading: becoming %s", m->path);
@@ -274,7 +286,7 @@ static void answered(struct master *m, int status)
 	}
 	become_new(m);
 	m->worker = 0;
-	tell(m, "READY=1");
+	tell(m, ready_state(m));
 	start_worker(m);
 }
 

@@ -410,6 +410,7 @@ def a_worker_takes_the_place_of_its_master():
         os.kill(box.proxy.pid, signal.SIGKILL)
         box.proxy.wait_exit()
         box.proxy.wait_log("serving on")
+        assert f"MAINPID={heir}\n" in box.proxy.notified() + "\n", "the service manager does not know"
         wait_for(lambda: registered(box) == children(heir) != [], "a worker of the new master")
         client.sendall(b"still")
         assert client.recv(5, socket.MSG_WAITALL) == b"still"
