@@ -8,6 +8,7 @@
 # make bench [QUICK=1]	measure against a direct connection and other proxies
 # make bench-report	write docs/performance.md from the last one
 # make vmtest [VM=5.10]	the hooks on each kernel from 5.10 on, in qemu
+# make boottest		a Debian system in qemu boots our services, which then live and die under systemd
 # make suites		test suites of other projects, directly and through the proxy
 # make torture		10,000 random sessions, directly and through the proxy
 # make install		into $(DESTDIR)$(PREFIX)
@@ -40,6 +41,8 @@ DEPS_BUILD := gcc make clang llvm bpftool pkg-config libbpf-dev libelf-dev zlib1
 	libjansson-dev libmnl-dev libsystemd-dev libcap-dev libseccomp-dev
 DEPS_TEST := libcmocka-dev python3 iproute2 procps util-linux strace curl nginx-light iperf3 git \
 	openssh-client openssh-server nftables libpython3.11-testsuite systemd man-db mandoc clang-format
+
+DEPS_VM := qemu-system-x86 busybox-static mmdebstrap kmod lz4 zstd xz-utils
 
 DEPS_SUITES := wrk fcgiwrap vsftpd openssl redis-server redis-tools postgresql \
 	golang-1.19-go golang-1.19-src
@@ -94,7 +97,7 @@ deps:
 
 .PHONY: deps-vm
 deps-vm:
-	$(Q)$(MAKE) --no-print-directory deps DEPS_BUILD='qemu-system-x86 busybox-static kmod lz4 zstd xz-utils' DEPS_TEST=
+	$(Q)$(MAKE) --no-print-directory deps DEPS_BUILD='$(DEPS_VM)' DEPS_TEST=
 
 # Says what is missing, once, instead of failing at the first header.
 $(O)/.deps-ok: Makefile
@@ -177,7 +180,7 @@ check: deps
 KILLS ?= 1000
 RELOADS ?= 100
 
-.PHONY: bench bench-report vmtest suites torture crashtest
+.PHONY: bench bench-report vmtest boottest suites torture crashtest
 bench: deps
 	$(Q)$(MAKE) --no-print-directory all $(BENCH_PROGRAMS)
 	$(Q)O=$(O) tests/bench/run
@@ -188,6 +191,10 @@ bench-report:
 vmtest: deps deps-vm
 	$(Q)$(MAKE) --no-print-directory all tests
 	$(Q)O=$(O) tests/vm/run $(VM)
+
+boottest: deps deps-vm
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)O=$(O) tests/vm/boot $(VM)
 
 suites: deps
 	$(Q)$(MAKE) --no-print-directory deps DEPS_TEST= DEPS_BUILD='$(DEPS_SUITES)'
