@@ -19,7 +19,7 @@ import subprocess
 import threading
 
 from harness import (LOAD, TPROXY, TPROXYD, Failed, Server, banner, bpftool, echo, free_port, hello,
-                     line, run, wait_for)
+                     line, refusal, run, wait_for)
 from steps import run_all, step, step_for
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -50,11 +50,6 @@ def doctor():
 
 def complaints():
     return {what: text for what, (result, text) in doctor().items() if result == "wrong"}
-
-
-def refusal_errno():
-    """A hook can choose the errno of a refused connect() where bpf_set_retval exists."""
-    return errno.EPERM if "refusals" in doctor() else errno.ECONNREFUSED
 
 
 def probe_exchange():
@@ -93,7 +88,7 @@ def probe_cgroup_kill():
 
 def show_probes():
     """The differences that matter here, for the log."""
-    own = "of our choice" if refusal_errno() == errno.ECONNREFUSED else "EPERM only"
+    own = "of our choice" if refusal() == errno.ECONNREFUSED else "EPERM only"
     for name, found in (("errno of a refused connect()", own),
                         ("RENAME_EXCHANGE on bpffs", probe_exchange()),
                         ("SO_NETNS_COOKIE", probe_netns_cookie()),
@@ -242,7 +237,7 @@ def other_settings_take_effect_in_place():
 
 @step
 def without_a_proxy_connections_are_refused():
-    wanted = refusal_errno()
+    wanted = refusal()
     with Server("10.77.0.1", banner) as server:
         for dials, family in (("10.77.0.1", V4), ("::ffff:10.77.0.1", V6)):
             grew = counted("refused_by_policy", lambda dials=dials, family=family: expect(
@@ -320,7 +315,7 @@ def SO_ORIGINAL_DST_has_been_answered():
 def a_killed_tproxyd_leaves_the_policy_in_force():
     Daemon.end(signal.SIGKILL)
     with Server("10.77.0.1", banner) as server:
-        expect(connect_errno(server.address), refusal_errno(), "without a proxy")
+        expect(connect_errno(server.address), refusal(), "without a proxy")
         Daemon.start()
         with connect(server.address) as client:
             assert line(client) == f"10.77.0.1 {server.port}"
