@@ -171,7 +171,7 @@ run: deps
 	$(Q)O=$(O) tests/demo $(if $(CMD),'$(subst ','\'',$(CMD))')
 
 .PHONY: check
-check: deps
+check: deps deps-vm
 	$(Q)$(MAKE) --no-print-directory all tests
 	$(Q)O=$(O) tests/run $(TESTS)
 

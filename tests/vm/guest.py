@@ -21,7 +21,7 @@ COMMAND_LINE = ("console=ttyS0 panic=-1 quiet nokaslr mitigations=off tsc=reliab
                 "random.trust_cpu=on rcupdate.rcu_expedited=1")
 
 # Seconds without a line from the guest after which it is given up: more than tests/run gives a suite.
-QUIET = 450
+QUIET = 1600
 SUMMARY = re.compile(r"^(\d+) passed, (\d+) failed, (\d+) skipped$")
 
 
