@@ -19,8 +19,9 @@ void session_held(struct proxy *p, const struct tp_record *client, const struct 
 void session_finish(struct proxy *p, struct session *s, enum session_end end, int reset);
 
 /*
- * Whether close() sends RST instead of FIN. Sockets are born so: when master and worker die at once,
- * bytes are lost with the pipes, and a FIN would have the ends take what came before for all. -errno.
+ * Whether close() sends RST instead of FIN. Sockets are born so: when master and worker die at
+ * once, bytes are lost with the pipes, and a FIN would have the ends take what came before for all.
+ * -errno.
  */
 int session_close_resets(int fd, int on);
 
