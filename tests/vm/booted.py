@@ -27,7 +27,7 @@ LONG = 8  # sessions that last
 DRAIN = "2s"
 
 # A machine that is emulated, on one that has other things to do.
-DEADLINE = 60
+DEADLINE = 120
 
 
 def wait_for(condition, what):
