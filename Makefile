@@ -11,6 +11,7 @@
 # make bench [QUICK=1]	measure against a direct connection and other proxies
 # make bench-report	write docs/performance.md from the last one
 # make vmtest [VM=5.10]	the hooks on each kernel from 5.10 on, in qemu
+# make boottest		a Debian system in qemu boots our services, which then live and die under systemd
 # make suites		test suites of other projects, directly and through the proxy
 # make torture		10,000 random sessions, directly and through the proxy
 # make install		into $(DESTDIR)$(PREFIX); without DESTDIR the user tproxy is made, too
@@ -45,6 +46,8 @@ DEPS_BUILD := gcc make clang llvm bpftool pkg-config libbpf-dev libelf-dev zlib1
 DEPS_TEST := libcmocka-dev python3 iproute2 procps util-linux strace curl nginx-light iperf3 git \
 	openssh-client openssh-server nftables libpython3.11-testsuite systemd man-db mandoc clang-format \
 	libclang-rt-14-dev valgrind
+
+DEPS_VM := qemu-system-x86 busybox-static mmdebstrap kmod lz4 zstd xz-utils
 
 DEPS_SUITES := wrk fcgiwrap vsftpd openssl redis-server redis-tools postgresql \
 	golang-1.19-go golang-1.19-src
@@ -101,7 +104,7 @@ deps:
 
 .PHONY: deps-vm
 deps-vm:
-	$(Q)$(MAKE) --no-print-directory deps DEPS_BUILD='qemu-system-x86 busybox-static kmod lz4 zstd xz-utils' DEPS_TEST=
+	$(Q)$(MAKE) --no-print-directory deps DEPS_BUILD='$(DEPS_VM)' DEPS_TEST=
 
 # Says what is missing, once, instead of failing at the first header.
 $(O)/.deps-ok: Makefile
@@ -201,7 +204,7 @@ run: deps
 	$(Q)O=$(O) tests/demo $(if $(CMD),'$(subst ','\'',$(CMD))')
 
 .PHONY: check
-check: deps
+check: deps deps-vm
 	$(Q)$(MAKE) --no-print-directory all tests
 	$(Q)O=$(O) tests/run $(TESTS)
 
@@ -214,7 +217,7 @@ KILLS ?= 500
 MINUTES ?= 30
 FUZZ_SECONDS ?= 1800
 
-.PHONY: bench bench-report vmtest suites torture restarttest soak fuzz
+.PHONY: bench bench-report vmtest boottest suites torture restarttest soak fuzz
 fuzz: deps
 	$(Q)$(MAKE) --no-print-directory fuzzers
 	$(Q)O=$(O) FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz/run $(FUZZ)
@@ -229,6 +232,10 @@ bench-report:
 vmtest: deps deps-vm
 	$(Q)$(MAKE) --no-print-directory all tests
 	$(Q)O=$(O) tests/vm/run $(VM)
+
+boottest: deps deps-vm
+	$(Q)$(MAKE) --no-print-directory all
+	$(Q)O=$(O) tests/vm/boot $(VM)
 
 suites: deps
 	$(Q)$(MAKE) --no-print-directory deps DEPS_TEST= DEPS_BUILD='$(DEPS_SUITES)'

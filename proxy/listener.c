@@ -15,6 +15,7 @@
 #include "hold.h"
 #include "log.h"
 #include "routes.h"
+#include "session.h"
 
 #define DEAD_MS		     3000
 #define SELFTEST_TIMEOUT_MS  2000
@@ -57,7 +58,8 @@ static int listen_on(const struct tp_endpoint *where, uint16_t port)
 	    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval)) ||
 	    (ep.family == AF_INET6 &&
 	     setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &one, sizeof(one))) ||
-	    bind(fd, (struct sockaddr *)&addr, len) || listen(fd, INT32_MAX))
+	    session_close_resets(fd, 1) || bind(fd, (struct sockaddr *)&addr, len) ||
+	    listen(fd, INT32_MAX))
 		return -errno; /* the kernel caps the backlog at net.core.somaxconn */
 	return TAKE_FD(fd);
 }

@@ -48,6 +48,7 @@ struct master {
 	uint64_t idle_ms;    /* since when nobody serves; 0: somebody does */
 	unsigned int quick;
 	const char *untold; /* what the service manager was too busy to be told; NULL: nothing */
+	char ready[48];	    /* READY=1, and who says so */
 	int distrusted;	    /* we took the marks off the listeners */
 	int status;	    /* to exit with; -1: not yet */
 };
@@ -86,6 +87,13 @@ static int own_path(const char *argv0, char ret_path[PATH_MAX])
 		return -errno;
 	ret_path[len] = 0;
 	return 0;
+}
+
+/* To the service manager the main process is the one it started, until another says it is. */
+static const char *ready_state(struct master *m)
+{
+	snprintf(m->ready, sizeof(m->ready), "READY=1\nMAINPID=%d", getpid());
+	return m->ready;
 }
 
 /* A child with our memory as it is now and, for good, our descriptors. As fork() returns. */
@@ -241,7 +249,7 @@ static void serving(struct master *m)
 		m->distrusted = 0;
 	}
 	if (m->p->fresh)
-		tell(m, "READY=1");
+		tell(m, ready_state(m));
 	m->p->fresh = 0;
 }
 
@@ -251,7 +259,7 @@ static void answered(struct master *m, int status)
 	if (status) {
 		log_error("not reloaded: %s cannot take over, see above; the present one serves on",
 			  m->path);
-		tell(m, "READY=1");
+		tell(m, ready_state(m));
 		return;
 	}
 	log_notice("reloading: becoming %s", m->path);
@@ -261,7 +269,7 @@ static void answered(struct master *m, int status)
 	}
 	become_new(m);
 	m->worker = 0;
-	tell(m, "READY=1");
+	tell(m, ready_state(m));
 	start_worker(m);
 }
 
@@ -379,8 +387,12 @@ static int replace_master(struct master *m)
 {
 	struct proxy *p = m->p;
 	struct failure f;
+	char state[32];
 
 	prctl(PR_SET_PDEATHSIG, 0);
+	/* At once: a service without a main process can be neither reloaded nor stopped gently. */
+	snprintf(state, sizeof(state), "MAINPID=%d", getpid());
+	notify_send(p->notify, state);
 	log_warning("the master (pid %d) has died; this worker takes its place", p->master);
 	p->orphaned = p->fresh = 0;
 	p->heir = 1;

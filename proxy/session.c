@@ -100,12 +100,11 @@ int session_room(struct proxy *p)
 	return 1;
 }
 
-/* Makes the following close() send RST instead of FIN. */
-static void close_will_reset(int fd)
+int session_close_resets(int fd, int on)
 {
-	struct linger now = {.l_onoff = 1, .l_linger = 0};
+	struct linger now = {.l_onoff = on, .l_linger = 0};
 
-	setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+	return setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof(now)) ? -errno : 0;
 }
 
 /* Once and for all; the epoll set outlives us. */
@@ -131,7 +130,6 @@ static void reset_unknown(int fd, const char *why)
 	if (log_allowed(&limit, &missed))
 		log_warning("connection reset: %s (%u similar ones before it not logged)", why,
 			    missed);
-	close_will_reset(fd);
 	fd_close(fd);
 }
 
@@ -532,8 +530,8 @@ void session_reap(struct proxy *p)
 		for (enum side side = CLIENT; side <= UPSTREAM; side++) {
 			if (s->fd[side] < 0)
 				continue;
-			if (s->reset && !(s->broken & 1 << side))
-				close_will_reset(s->fd[side]);
+			if (!s->reset)
+				session_close_resets(s->fd[side], 0);
 			s->fd[side] = fd_close(s->fd[side]);
 		}
 		if (p->settings.log_sessions)

@@ -18,6 +18,13 @@ void session_held(struct proxy *p, const struct tp_record *client, const struct 
 /* Ends a session; it is closed and logged after the batch. `reset`: with RST instead of FIN. */
 void session_finish(struct proxy *p, struct session *s, enum session_end end, int reset);
 
+/*
+ * Whether close() sends RST instead of FIN. Sockets are born so: when master and worker die at
+ * once, bytes are lost with the pipes, and a FIN would have the ends take what came before for all.
+ * -errno.
+ */
+int session_close_resets(int fd, int on);
+
 /* Whether the table and the descriptor limit allow one session more; closes idle pipes for it. */
 int session_room(struct proxy *p);
 

@@ -9,6 +9,7 @@
 
 #include "congestion.h"
 #include "endpoint.h"
+#include "session.h"
 
 /*
  * The source that the client chose with bind() is the one the server sees. The port can be had a
@@ -102,6 +103,7 @@ int upstream_connect(struct session *s)
 		return -errno;
 	s->fd[UPSTREAM] = fd;
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	session_close_resets(fd, 1);
 	if (s->client.mark)
 		setsockopt(fd, SOL_SOCKET, SO_MARK, &s->client.mark, sizeof(s->client.mark));
 	err = bind_as_client(fd, &s->client);

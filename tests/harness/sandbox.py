@@ -65,7 +65,10 @@ class Proxy:
         return "\n".join(texts)
 
     def wait_ready(self):
-        wait_for(self._is_ready, "tproxyd to say READY=1")
+        try:
+            wait_for(self._is_ready, "tproxyd to say READY=1")
+        except Failed as error:
+            raise Failed(f"{error}; it wrote:\n{self.log()}") from None
         return self
 
     def _is_ready(self):

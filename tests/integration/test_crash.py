@@ -12,7 +12,7 @@ import socket
 import threading
 
 from harness import (TPROXYD, Failed, Sandbox, Server, banner, case, case_for, echo, line, main,
-                     redirected, tmpdir, wait_for)
+                     redirected, refusal, tmpdir, wait_for)
 
 HERE = "10.77.0.1"
 
@@ -162,11 +162,8 @@ def a_crash_loop_ends_in_the_policy_and_keeps_the_sessions():
             killer.start()
             try:
                 box.proxy.wait_log("the failure policy decides")
-                try:
-                    box.connect(server.address).close()
-                    raise Failed("a connection was made without a worker")
-                except ConnectionRefusedError:
-                    pass
+                with box.socket() as another:
+                    assert another.connect_ex(server.address) == refusal()
                 assert "after a pause" in box.proxy.log(), box.proxy.log()
             finally:
                 over.set()
@@ -185,6 +182,7 @@ def a_worker_takes_the_place_of_its_master():
         os.kill(box.proxy.pid, signal.SIGKILL)
         box.proxy.wait_exit()
         box.proxy.wait_log("serving on")
+        assert f"MAINPID={heir}\n" in box.proxy.notified() + "\n", "the service manager does not know"
         wait_for(lambda: registered(box) == children(heir) != [], "a worker of the new master")
         client.sendall(b"still")
         assert client.recv(5, socket.MSG_WAITALL) == b"still"
@@ -218,9 +216,11 @@ def without_both_the_sessions_end_and_the_policy_holds():
         os.kill(box.proxy.pid, signal.SIGKILL)
         assert box.proxy.wait_exit() == -signal.SIGKILL
         try:
-            assert client.recv(1) == b""
+            raise Failed(f"no reset, but {client.recv(1)}")
         except ConnectionResetError:
             pass
+        wait_for(lambda: server.errors, "the server to be reset")
+        assert isinstance(server.errors[0], ConnectionResetError), server.errors
         with box.connect(server.address) as another:
             line(another)
             assert not redirected(another), "not by the policy, which is direct"

@@ -54,7 +54,7 @@ def assert_at_most_once(box):
     while nothing is redirected.
     """
     for inner in (box.clients, box.servers):
-        names = attached(inner) + attached(box.cgroup)
+        names = sum(attached(inner, box.cgroup), [])
         once = len(names) == len(set(names))
         assert once or not box.config()["port"], f"twice on {inner}: {names}"
 

@@ -13,16 +13,14 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
-import traceback
 
 from harness import (LOAD, TPROXY, TPROXYD, Failed, Server, banner, bpftool, echo, free_port, hello,
-                     line, run, wait_for)
+                     line, refusal, run, wait_for)
+from steps import run_all, step, step_for
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 PINS = pathlib.Path("/sys/fs/bpf/tproxy")
@@ -41,26 +39,6 @@ KINDS = {
 }
 ADDRESSES = ("10.77.0.1/32", "fd77::1/128")
 
-KERNEL_TROUBLE = re.compile(
-    r"WARNING:|BUG:|Oops|general protection fault|refcount_t|hung_task|blocked for more|stall")
-
-steps = []
-
-
-def step(function):
-    steps.append((function.__name__.replace("_", " "), function))
-    return function
-
-
-def step_for(rows):
-    def register(function):
-        for label, arguments in rows.items():
-            steps.append((f"{function.__name__.replace('_', ' ')}: {label}",
-                          lambda arguments=arguments: function(*arguments)))
-        return function
-    return register
-
-
 # --- what differs from kernel to kernel, found by trying ------------------------------------------
 
 def doctor():
@@ -72,11 +50,6 @@ def doctor():
 
 def complaints():
     return {what: text for what, (result, text) in doctor().items() if result == "wrong"}
-
-
-def refusal_errno():
-    """A hook can choose the errno of a refused connect() where bpf_set_retval exists."""
-    return errno.EPERM if "refusals" in doctor() else errno.ECONNREFUSED
 
 
 def probe_exchange():
@@ -115,7 +88,7 @@ def probe_cgroup_kill():
 
 def show_probes():
     """The differences that matter here, for the log."""
-    own = "of our choice" if refusal_errno() == errno.ECONNREFUSED else "EPERM only"
+    own = "of our choice" if refusal() == errno.ECONNREFUSED else "EPERM only"
     for name, found in (("errno of a refused connect()", own),
                         ("RENAME_EXCHANGE on bpffs", probe_exchange()),
                         ("SO_NETNS_COOKIE", probe_netns_cookie()),
@@ -264,7 +237,7 @@ def other_settings_take_effect_in_place():
 
 @step
 def without_a_proxy_connections_are_refused():
-    wanted = refusal_errno()
+    wanted = refusal()
     with Server("10.77.0.1", banner) as server:
         for dials, family in (("10.77.0.1", V4), ("::ffff:10.77.0.1", V6)):
             grew = counted("refused_by_policy", lambda dials=dials, family=family: expect(
@@ -342,7 +315,7 @@ def SO_ORIGINAL_DST_has_been_answered():
 def a_killed_tproxyd_leaves_the_policy_in_force():
     Daemon.end(signal.SIGKILL)
     with Server("10.77.0.1", banner) as server:
-        expect(connect_errno(server.address), refusal_errno(), "without a proxy")
+        expect(connect_errno(server.address), refusal(), "without a proxy")
         Daemon.start()
         with connect(server.address) as client:
             assert line(client) == f"10.77.0.1 {server.port}"
@@ -385,28 +358,11 @@ def unload_leaves_nothing():
         assert line(client) == f"10.77.0.1 {server.port}"
 
 
-@step
-def the_kernel_has_nothing_to_complain_of():
-    trouble = [text for text in run(["dmesg"]).stdout.splitlines() if KERNEL_TROUBLE.search(text)]
-    assert not trouble, trouble
-
-
 def main():
-    counts = {"ok": 0, "not ok": 0}
     for address in ADDRESSES:
         run(["ip", "address", "add", address, "dev", "lo", *(["nodad"] if ":" in address else [])])
     show_probes()
-    for name, function in steps:
-        what, reason = "ok", ""
-        try:
-            function()
-        except Exception as error:  # whatever it is, the other steps still run
-            traceback.print_exc(limit=-3, file=sys.stdout)
-            what, reason = "not ok", f": {(str(error).splitlines() or [type(error).__name__])[0]}"
-        counts[what] += 1
-        print(f"{what} - {name}{reason}", flush=True)
-    # Where kernels differ a step expects what the probe found, so that none is skipped.
-    print(f"{counts['ok']} passed, {counts['not ok']} failed, 0 skipped", flush=True)
+    run_all()
 
 
 if __name__ == "__main__":

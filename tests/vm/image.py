@@ -52,10 +52,10 @@ class Cpio:
     def __init__(self, out):
         self.out, self.seen, self.inodes, self.count = out, set(), {}, 0
 
-    def _entry(self, name, mode, data, modified=0):
+    def _entry(self, name, mode, data, modified=0, owner=(0, 0)):
         self.count += 1
         encoded = name.encode() + b"\0"
-        fields = (self.count, mode, 0, 0, 1, modified, len(data), 0, 0, 0, 0, len(encoded), 0)
+        fields = (self.count, mode, *owner, 1, modified, len(data), 0, 0, 0, 0, len(encoded), 0)
         head = b"070701" + b"".join(b"%08X" % field for field in fields) + encoded
         for part in (head, data):
             self.out.write(part + bytes(-len(part) % 4))
@@ -64,11 +64,11 @@ class Cpio:
         for parent in reversed(pathlib.PurePath(name).parents[:-1]):
             self.directory(str(parent))
 
-    def directory(self, name, mode=0o755):
+    def directory(self, name, mode=0o755, owner=(0, 0)):
         if name not in self.seen:
             self.seen.add(name)
             self._parents(name)
-            self._entry(name, stat.S_IFDIR | mode, b"")
+            self._entry(name, stat.S_IFDIR | mode, b"", owner=owner)
 
     def link(self, name, target):
         if name not in self.seen:
@@ -76,11 +76,11 @@ class Cpio:
             self._parents(name)
             self._entry(name, stat.S_IFLNK | 0o777, target.encode())
 
-    def file(self, name, data, mode=0o644, modified=0):
+    def file(self, name, data, mode=0o644, modified=0, owner=(0, 0)):
         if name not in self.seen:
             self.seen.add(name)
             self._parents(name)
-            self._entry(name, stat.S_IFREG | mode, data, modified)
+            self._entry(name, stat.S_IFREG | mode, data, modified, owner)
 
     def copy(self, path, name=None):
         """A file of this machine, by default at the path it has here less symlinks of directories."""
@@ -98,6 +98,11 @@ class Cpio:
             # Python believes its compiled files only next to sources of the time that is noted in them.
             data = pathlib.Path(path).read_bytes()
             self.file(name, data, stat.S_IMODE(found.st_mode), int(found.st_mtime))
+
+    def tree(self, root, name):
+        """The files below a directory of this machine."""
+        for path in _files(str(root), NOT_SOURCE):
+            self.copy(path, f"{name}/{os.path.relpath(path, root)}")
 
     def end(self):
         self._entry("TRAILER!!!", 0, b"")

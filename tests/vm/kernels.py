@@ -12,17 +12,16 @@ import shutil
 import struct
 import subprocess
 
-SERIES = ("5.10", "6.1", "6.12", "6.18", "newest")
-
 MIRROR = "http://deb.debian.org"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-SOURCES = (
-    ("debian", "bullseye"), ("debian-security", "bullseye-security"),
-    ("debian", "bookworm"), ("debian-security", "bookworm-security"),
-    ("debian", "bookworm-backports"),
-    ("debian", "trixie"), ("debian-security", "trixie-security"),
-    ("debian", "trixie-backports"),
-)
+BULLSEYE = (("debian", "bullseye"), ("debian-security", "bullseye-security"))
+BOOKWORM = (("debian", "bookworm"), ("debian-security", "bookworm-security"))
+TRIXIE = (("debian", "trixie"), ("debian-security", "trixie-security"))
+BACKPORTS = (("debian", "trixie-backports"),)
+
+# Where the kernels of a series are.
+SERIES = {"5.10": BULLSEYE, "6.1": BOOKWORM, "6.12": TRIXIE, "6.18": BACKPORTS,
+          "newest": TRIXIE + BACKPORTS}
 
 # Between versions the files have moved from one package to several.
 PARTS = ("image", "base", "binary", "modules")
@@ -61,14 +60,14 @@ class Kernel:
 class Archive:
     """apt, with everything it reads and writes below one directory."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, sources):
         self.directory = directory.resolve()
         for name in ("parts", "preferences", "state/lists/partial", "cache/archives/partial"):
             (self.directory / name).mkdir(parents=True, exist_ok=True)
         (self.directory / "status").touch()
         (self.directory / "sources.list").write_text("".join(
             f"deb [signed-by={KEYRING} arch=amd64] {MIRROR}/{archive} {suite} main\n"
-            for archive, suite in SOURCES))
+            for archive, suite in sources))
         (self.directory / "apt.conf").write_text(self._settings() + self._proxies())
 
     def _settings(self):
@@ -172,7 +171,7 @@ def fetch(directory, wanted, update=False):
     missing = [series for series in wanted if update or not kernels[series].complete]
     if not missing:
         return kernels
-    archive = Archive(directory / "apt")
+    archive = Archive(directory / "apt", sorted({source for name in missing for source in SERIES[name]}))
     archive.update()
     packages = archive.packages()
     for series in missing:
