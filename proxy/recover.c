@@ -33,11 +33,13 @@ static int is_open(const struct recovery *r, int fd)
 	return fd >= 0 && (uint32_t)fd < r->count && !(r->polls[fd].revents & POLLNVAL);
 }
 
-/* What is asked of a descriptor is no longer needed after the poll: 0 says that it is in the books.
+/*
+ * What is asked of a descriptor is no longer needed after the poll: 0 says that it is in the books.
+ * It is there once, or a worker that went wrong has written it the second time.
  */
 static int check(struct recovery *r, int fd)
 {
-	if (!is_open(r, fd))
+	if (!is_open(r, fd) || !r->polls[fd].events)
 		return -1;
 	r->polls[fd].events = 0;
 	return fd;
@@ -115,6 +117,10 @@ int recover_descriptors(struct proxy *p, struct recovery *ret, struct failure *f
 {
 	struct recovery r _cleanup_(recover_free) = {.count = recover_fd_table_size(p->fd_limit)};
 
+	int err = shared_check(p->shared, f);
+
+	if (err)
+		return err;
 	r.polls = calloc(r.count, sizeof(*r.polls));
 	if (!r.polls)
 		return fail(f, -ENOMEM, "out of memory");
@@ -147,9 +153,9 @@ static void mark_lent(struct proxy *p, struct session *s, uint8_t *lent)
 
 		if (d->pipe == NO_PIPE)
 			continue;
-		/* A session that was being closed, and had got so far. */
+		/* A session that was being closed, and had got so far; or not its own. */
 		if (d->pipe >= p->shared->pipes_used || p->pipes.all[d->pipe].fd[0] < 0 ||
-		    p->pipes.all[d->pipe].fd[1] < 0)
+		    p->pipes.all[d->pipe].fd[1] < 0 || lent[d->pipe])
 			d->pipe = NO_PIPE;
 		else
 			lent[d->pipe] = 1;

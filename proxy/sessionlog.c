@@ -42,7 +42,11 @@ size_t sessionlog_format(const struct session *s, uint64_t now_ms, char *buf, si
 {
 	char dst[ENDPOINT_STRLEN], src[ENDPOINT_STRLEN], comm[4 * TP_COMM_LEN + 1];
 	const struct tp_record *c = &s->client;
+	const char *end;
 	int n;
+
+	/* The slot may be what a worker that went wrong has left. */
+	end = s->end < ARRAY_SIZE(end_names) ? end_names[s->end] : "unknown";
 
 	n = snprintf(
 		buf, size,
@@ -51,7 +55,7 @@ size_t sessionlog_format(const struct session *s, uint64_t now_ms, char *buf, si
 		sessionlog_escape(c->comm, sizeof(c->comm), comm), c->uid,
 		(unsigned long long)s->dir[CLIENT].bytes,
 		(unsigned long long)s->dir[UPSTREAM].bytes,
-		(unsigned long long)(now_ms - s->start_ms), end_names[s->end]);
+		(unsigned long long)(now_ms - s->start_ms), end);
 	if (s->error && n < (int)size)
 		n += snprintf(buf + n, size - n, " error=\"%s\"", strerror(s->error));
 	return n < (int)size ? (size_t)n : size - 1;

@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #define SHARED_MAGIC 0x74707368 /* "tpsh" */
 #define ALIGNMENT    4096
@@ -85,6 +86,21 @@ int shared_attach(int memfd, struct shared **ret, struct failure *f)
 	if (sh == MAP_FAILED)
 		return fail(f, -errno, "cannot map the table of sessions that was handed over: %m");
 	*ret = sh;
+	return 0;
+}
+
+int shared_check(struct shared *sh, struct failure *f)
+{
+	struct shared expected = header(sh->slots, sh->pipes);
+	struct stat st;
+
+	if (memcmp(sh, &expected, offsetof(struct shared, slots_used)) || fstat(sh->memfd, &st) ||
+	    (size_t)st.st_size != total(sh))
+		return fail(f, -EPROTO, "the table of sessions is damaged; restart tproxyd");
+	if (sh->slots_used > sh->slots)
+		sh->slots_used = sh->slots;
+	if (sh->pipes_used > sh->pipes)
+		sh->pipes_used = sh->pipes;
 	return 0;
 }
 

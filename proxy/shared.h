@@ -61,6 +61,10 @@ int shared_create(uint64_t fd_limit, struct shared **ret, struct failure *f);
 /* Maps memory that another binary made. -EPROTO: it is laid out otherwise. */
 int shared_attach(int memfd, struct shared **ret, struct failure *f);
 
+/* Before a successor reads it: whoever scribbled over it may have done so over what says how much
+ * of it there is. -EPROTO: the memory cannot be used. */
+int shared_check(struct shared *sh, struct failure *f);
+
 /* What two binaries must agree on for the one to take over from the other. Returns buf. */
 #define SHARED_LAYOUT_LEN 64
 const char *shared_layout(char buf[SHARED_LAYOUT_LEN]);

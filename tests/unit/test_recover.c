@@ -214,6 +214,63 @@ static void test_the_memory_of_another_layout_is_refused(void **state)
 	assert_non_null(strstr(f.text, "another version"));
 }
 
+/* What follows is the work of a worker that went wrong before it died. */
+
+static void test_a_number_in_the_books_twice_belongs_to_the_first(void **state)
+{
+	struct world *w = *state;
+	struct session *s = begun(w, LIST_CLOSING, 0), *other = begun(w, LIST_CLOSING, 0);
+	int fd[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fd), 0);
+	memcpy(s->fd, fd, sizeof(fd));
+	other->fd[CLIENT] = fd[UPSTREAM];
+	other->fd[UPSTREAM] = w->p.shared->memfd;
+	succeed(w);
+	assert_int_equal(s->fd[UPSTREAM], fd[UPSTREAM]);
+	assert_int_equal(other->fd[CLIENT], -1);
+	assert_int_equal(other->fd[UPSTREAM], -1);
+	close(fd[CLIENT]);
+	close(fd[UPSTREAM]);
+}
+
+static void test_a_pipe_is_lent_to_one_direction(void **state)
+{
+	struct world *w = *state;
+	struct session *s = begun(w, LIST_RELAY, 0);
+	uint32_t lent = fill(w, &s->dir[CLIENT], 7);
+
+	s->dir[UPSTREAM].pipe = lent;
+	succeed(w);
+	assert_int_equal(s->dir[CLIENT].pipe, lent);
+	assert_int_equal(s->dir[UPSTREAM].pipe, NO_PIPE);
+}
+
+static void test_no_more_is_used_than_there_is(void **state)
+{
+	struct world *w = *state;
+	struct session *s = begun(w, LIST_RELAY, 0);
+
+	w->p.shared->slots_used = w->p.shared->pipes_used = UINT32_MAX;
+	succeed(w);
+	assert_int_equal(w->p.shared->slots_used, w->p.shared->slots);
+	assert_int_equal(w->p.shared->pipes_used, w->p.shared->pipes);
+	assert_int_equal(table_used(&w->p.table), 1);
+	assert_ptr_equal(table_first(&w->p.table, LIST_RELAY), s);
+}
+
+static void test_memory_that_is_not_as_large_as_it_says_is_refused(void **state)
+{
+	struct world *w = *state;
+	struct recovery r;
+	struct failure f;
+
+	w->p.shared->slots *= 100;
+	assert_int_equal(recover_descriptors(&w->p, &r, &f), -EPROTO);
+	assert_non_null(strstr(f.text, "damaged"));
+	w->p.shared->slots /= 100;
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -226,6 +283,10 @@ int main(void)
 		TEST(test_counts_are_put_right),
 		TEST(test_a_direction_of_a_session_half_closed_has_no_pipe),
 		TEST(test_the_memory_of_another_layout_is_refused),
+		TEST(test_a_number_in_the_books_twice_belongs_to_the_first),
+		TEST(test_a_pipe_is_lent_to_one_direction),
+		TEST(test_no_more_is_used_than_there_is),
+		TEST(test_memory_that_is_not_as_large_as_it_says_is_refused),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

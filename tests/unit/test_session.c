@@ -177,6 +177,9 @@ static void test_line(void **state)
 	s.error = ECONNREFUSED;
 	sessionlog_format(&s, 3500, buf, sizeof(buf));
 	assert_non_null(strstr(buf, "end=connect-failed error=\"Connection refused\""));
+	s.end = UINT8_MAX; /* a worker that went wrong wrote it */
+	sessionlog_format(&s, 3500, buf, sizeof(buf));
+	assert_non_null(strstr(buf, "end=unknown"));
 }
 
 static void test_line_is_cut_not_overrun(void **state)
