@@ -236,7 +236,8 @@ static int on_event(void *ctx, void *data, size_t size)
 	memcpy(&event, data, size);
 	switch (event.type) {
 	case TP_EVENT_SYN:
-		on_syn(p, &event.syn);
+		if (size >= sizeof(event.syn))
+			on_syn(p, &event.syn);
 		break;
 	case TP_EVENT_GONE:
 		s = table_by_cookie(&p->table, event.gone.cookie);

@@ -17,6 +17,7 @@
 #include <libmnl/libmnl.h>
 #include <linux/fib_rules.h>
 #include <linux/rtnetlink.h>
+#include <netinet/in.h>
 #include <string.h>
 
 #include "event.h"
@@ -75,12 +76,23 @@ static void add_route(struct snapshot *snap, const struct route *route)
 		snap->routes[snap->count++] = *route;
 }
 
+/* Those that are read, where they are as long as what is read of them. */
 static int read_attribute(const struct nlattr *attr, void *data)
 {
+	static const size_t sizes[RTA_MAX + 1] = {
+		[RTA_DST] = sizeof(struct in_addr),
+		[RTA_TABLE] = sizeof(__u32),
+		[RTA_PRIORITY] = sizeof(__u32),
+		[RTA_CACHEINFO] = sizeof(struct rta_cacheinfo),
+	};
 	const struct nlattr **table = data;
+	unsigned int type = mnl_attr_get_type(attr);
 
-	if (mnl_attr_get_type(attr) <= RTA_MAX)
-		table[mnl_attr_get_type(attr)] = attr;
+	if (type > RTA_MAX || !sizes[type])
+		return MNL_CB_OK;
+	if (mnl_attr_get_payload_len(attr) < sizes[type])
+		return MNL_CB_ERROR;
+	table[type] = attr;
 	return MNL_CB_OK;
 }
 
@@ -110,9 +122,17 @@ static int on_route(const struct nlmsghdr *nlh, void *user)
 	const struct nlattr *attr[RTA_MAX + 1] = {0};
 	struct dump *dump = user;
 	struct route route;
-	__u32 table = rtm->rtm_table;
+	size_t address;
+	__u32 table;
 
-	mnl_attr_parse(nlh, sizeof(*rtm), read_attribute, attr);
+	if (mnl_nlmsg_get_payload_len(nlh) < sizeof(*rtm) ||
+	    mnl_attr_parse(nlh, sizeof(*rtm), read_attribute, attr) < 0)
+		return MNL_CB_ERROR;
+	address = rtm->rtm_family == AF_INET ? sizeof(struct in_addr) : sizeof(struct in6_addr);
+	if (rtm->rtm_dst_len > 8 * address ||
+	    (attr[RTA_DST] && mnl_attr_get_payload_len(attr[RTA_DST]) < address))
+		return MNL_CB_ERROR;
+	table = rtm->rtm_table;
 	if (attr[RTA_TABLE])
 		table = mnl_attr_get_u32(attr[RTA_TABLE]);
 	if (table != RT_TABLE_LOCAL && table != RT_TABLE_MAIN && table != RT_TABLE_DEFAULT)
@@ -139,6 +159,8 @@ static int on_rule(const struct nlmsghdr *nlh, void *user)
 	const struct fib_rule_hdr *rule = mnl_nlmsg_get_payload(nlh);
 	struct dump *dump = user;
 
+	if (mnl_nlmsg_get_payload_len(nlh) < sizeof(*rule))
+		return MNL_CB_ERROR;
 	if (rule->action != FR_ACT_TO_TBL || rule->src_len || rule->dst_len || rule->tos ||
 	    (rule->table != RT_TABLE_LOCAL && rule->table != RT_TABLE_MAIN &&
 	     rule->table != RT_TABLE_DEFAULT))
