@@ -4,6 +4,7 @@
 # make deps		install the Debian packages that building and testing need
 # make run [CMD="..."]	deps, build, then show it at work on one command
 # make check		deps, build, all tests
+# make fuzz [FUZZ=maps]	deps, build, each fuzz target (or one) for FUZZ_SECONDS=1800, two at a time
 # make crashtest	deps, build, KILLS=1000 killed workers and RELOADS=100 reloads under load
 # make bench [QUICK=1]	measure against a direct connection and other proxies
 # make bench-report	write docs/performance.md from the last one
@@ -39,20 +40,23 @@ say = $(if $(V),,@printf '  %-7s %s\n' '$(1)' '$(2)';)
 DEPS_BUILD := gcc make clang llvm bpftool pkg-config libbpf-dev libelf-dev zlib1g-dev libinih-dev \
 	libjansson-dev libmnl-dev libsystemd-dev libcap-dev libseccomp-dev
 DEPS_TEST := libcmocka-dev python3 iproute2 procps util-linux strace curl nginx-light iperf3 git \
-	openssh-client openssh-server nftables libpython3.11-testsuite systemd man-db mandoc clang-format
+	openssh-client openssh-server nftables libpython3.11-testsuite systemd man-db mandoc clang-format \
+	libclang-rt-14-dev
 
 DEPS_SUITES := wrk fcgiwrap vsftpd openssl redis-server redis-tools postgresql \
 	golang-1.19-go golang-1.19-src
 
 PKGS := libbpf libelf zlib inih jansson libmnl libsystemd libcap libseccomp
 
+comma := ,
 CPPFLAGS += -D_GNU_SOURCE -I$(O) -Itools/lib
 CFLAGS ?= -O2 -g
 ALL_CFLAGS = -std=gnu11 -Wall -Wextra -Werror -Wmissing-prototypes -Wshadow -Wvla \
 	-fno-strict-aliasing -fstack-protector-strong -fPIE -MMD -MP $(SAN_FLAGS) $(CFLAGS)
 ALL_LDFLAGS = -pie -Wl,--as-needed -Wl,-z,relro,-z,now $(SAN_FLAGS) $(LDFLAGS)
-ifdef SAN
-SAN_FLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+SAN_KINDS := $(if $(FUZZING),fuzzer-no-link$(comma))address,undefined
+ifneq ($(SAN)$(FUZZING),)
+SAN_FLAGS := -fsanitize=$(SAN_KINDS) -fno-sanitize-recover=all -fno-omit-frame-pointer
 else
 CPPFLAGS += -D_FORTIFY_SOURCE=2
 endif
@@ -158,6 +162,32 @@ $(O)/tests/%: $(O)/tests/programs/%.o
 .PHONY: tests
 tests: $(UNIT_TESTS) $(TEST_PROGRAMS)
 
+# --- fuzz targets ---------------------------------------------------------------------------------
+#
+# tests/fuzz/fuzz_X.c is one program, linked with the objects of all three, so that it fuzzes what is
+# shipped; what it defines itself (the kernel's side, mostly) is used in place of a module or library
+# function of that name. Everything is compiled by clang, in a build directory of its own.
+
+FUZZ_TARGETS := $(patsubst tests/fuzz/%.c,$(O)/%,$(wildcard tests/fuzz/fuzz_*.c))
+
+.PHONY: fuzzers fuzz_targets
+fuzzers:
+	$(Q)$(MAKE) --no-print-directory O=$(O)/fuzz CC=$(CLANG) FUZZING=1 fuzz_targets
+fuzz_targets: $(FUZZ_TARGETS)
+
+# main() is the fuzzer's; the tables of options in these files are wanted.
+$(O)/%_main.o: %/main.c $(O)/.deps-ok $(O)/version.h
+	$(call say,CC,$@)mkdir -p $(@D) && $(CC) $(CPPFLAGS) $(PKG_CFLAGS) $(ALL_CFLAGS) \
+		-Wno-missing-prototypes -Dmain=$*_main -Dprogram=$*_program -c $< -o $@
+$(O)/loader_main.o: $(O)/bpf/tproxy.skel.h
+
+ALL_OBJS := $(filter-out %/main.o,$(LOADER_OBJS) $(PROXY_OBJS) $(TOOL_OBJS)) $(LIB_OBJS)
+$(O)/libfuzzed.a: $(ALL_OBJS) $(addprefix $(O)/,loader_main.o proxy_main.o tools_main.o)
+	$(call say,AR,$@)rm -f $@ && $(AR) qcs $@ $^
+
+$(O)/fuzz_%: $(O)/tests/fuzz/fuzz_%.o $(O)/libfuzzed.a
+	$(call say,LINK,$@)$(CC) $(ALL_LDFLAGS) -fsanitize=fuzzer -o $@ $^ $(PKG_LIBS)
+
 .SECONDARY:
 
 # --- the two commands -----------------------------------------------------------------------------
@@ -176,8 +206,13 @@ check: deps
 
 KILLS ?= 1000
 RELOADS ?= 100
+FUZZ_SECONDS ?= 1800
 
-.PHONY: bench bench-report vmtest suites torture crashtest
+.PHONY: bench bench-report vmtest suites torture crashtest fuzz
+fuzz: deps
+	$(Q)$(MAKE) --no-print-directory fuzzers
+	$(Q)O=$(O) FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz/run $(FUZZ)
+
 bench: deps
 	$(Q)$(MAKE) --no-print-directory all $(BENCH_PROGRAMS)
 	$(Q)O=$(O) tests/bench/run

@@ -93,7 +93,7 @@ static const struct opt options[] = {
 	{0},
 };
 
-static const struct opt_program program = {
+const struct opt_program program = {
 	.name = "tproxy-load",
 	.usage = "[OPTION...]",
 	.about = "Loads, attaches and pins the hooks that send TCP connections to tproxyd; "

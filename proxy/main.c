@@ -79,7 +79,7 @@ static const struct opt options[] = {
 	{0},
 };
 
-static const struct opt_program program = {
+const struct opt_program program = {
 	.name = "tproxyd",
 	.usage = "[OPTION]...",
 	.about = "Serves the connections that the hooks of an instance redirect: connects to where "
