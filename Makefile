@@ -172,7 +172,7 @@ FUZZ_TARGETS := $(patsubst tests/fuzz/%.c,$(O)/%,$(wildcard tests/fuzz/fuzz_*.c)
 
 .PHONY: fuzzers fuzz_targets
 fuzzers:
-	$(Q)$(MAKE) --no-print-directory O=$(O)/fuzz CC=$(CLANG) FUZZING=1 fuzz_targets
+	$(Q)$(MAKE) --no-print-directory O=$(abspath $(O))/fuzz CC=$(CLANG) FUZZING=1 fuzz_targets
 fuzz_targets: $(FUZZ_TARGETS)
 
 # main() is the fuzzer's; the tables of options in these files are wanted.

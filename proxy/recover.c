@@ -151,12 +151,12 @@ static void mark_lent(struct proxy *p, struct session *s, uint8_t *lent)
 	for (enum side from = CLIENT; from <= UPSTREAM; from++) {
 		struct direction *d = &s->dir[from];
 
-		if (d->pipe == NO_PIPE)
-			continue;
 		/* A session that was being closed, and had got so far; or not its own. */
 		if (d->pipe >= p->shared->pipes_used || p->pipes.all[d->pipe].fd[0] < 0 ||
 		    p->pipes.all[d->pipe].fd[1] < 0 || lent[d->pipe])
 			d->pipe = NO_PIPE;
+		if (d->pipe == NO_PIPE)
+			d->bytes = d->taken; /* nothing is in flight */
 		else
 			lent[d->pipe] = 1;
 	}

@@ -246,6 +246,16 @@ static void test_a_pipe_is_lent_to_one_direction(void **state)
 	assert_int_equal(s->dir[UPSTREAM].pipe, NO_PIPE);
 }
 
+static void test_a_direction_without_a_pipe_holds_nothing(void **state)
+{
+	struct world *w = *state;
+	struct session *s = begun(w, LIST_GRANTED, 100);
+
+	s->dir[UPSTREAM].taken = 7;
+	succeed(w);
+	assert_int_equal(direction_queued(&s->dir[UPSTREAM]), 0);
+}
+
 static void test_no_more_is_used_than_there_is(void **state)
 {
 	struct world *w = *state;
@@ -285,6 +295,7 @@ int main(void)
 		TEST(test_the_memory_of_another_layout_is_refused),
 		TEST(test_a_number_in_the_books_twice_belongs_to_the_first),
 		TEST(test_a_pipe_is_lent_to_one_direction),
+		TEST(test_a_direction_without_a_pipe_holds_nothing),
 		TEST(test_no_more_is_used_than_there_is),
 		TEST(test_memory_that_is_not_as_large_as_it_says_is_refused),
 	};
