@@ -22,7 +22,7 @@ static __always_inline int is_kernel_socket(struct bpf_sock *sk)
 	return full && BPF_CORE_READ_BITFIELD(full, sk_kern_sock);
 }
 
-static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const struct tp_config *cfg)
+static __always_inline int is_registered(struct bpf_sock_addr *ctx, const struct tp_config *cfg)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 
@@ -33,20 +33,11 @@ static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const st
 	return 0;
 }
 
-enum found { FOUND_NOBODY, FOUND_STRANGER, FOUND_PROXY };
-
-/*
- * Who listens on a port of loopback in the client's own network namespace: answers whether a proxy
- * is up, and whether it is ours rather than somebody squatting on the port. Notes in the record
- * which it is.
- */
-static __always_inline enum found listener_at(struct bpf_sock_addr *ctx, __u16 port, int v4,
-					      struct tp_record *rec)
+/* Who listens on a port of loopback in the client's own network namespace; to be released. */
+static __always_inline struct bpf_sock *listener_lookup(struct bpf_sock_addr *ctx, __u16 port,
+							int v4)
 {
-	enum found found = FOUND_STRANGER;
 	struct bpf_sock_tuple tuple = {};
-	struct tp_mark *mark;
-	struct bpf_sock *sk;
 	__u32 size;
 
 	if (v4) {
@@ -58,7 +49,47 @@ static __always_inline enum found listener_at(struct bpf_sock_addr *ctx, __u16 p
 		tuple.ipv6.dport = bpf_htons(port);
 		size = sizeof(tuple.ipv6);
 	}
-	sk = bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	return bpf_sk_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+}
+
+/*
+ * A proxy that was killed stays registered, and its pid may be anybody's by now. Where its listener
+ * has gone too, that must not spare him the refusal; under the other policy it makes no difference,
+ * and the question is not asked. One that is leaving still connects for those it let in.
+ */
+static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const struct tp_config *cfg,
+					     int v4)
+{
+	struct tp_mark *mark;
+	struct bpf_sock *sk;
+	int ours;
+
+	if (!is_registered(ctx, cfg))
+		return 0;
+	if (cfg->policy != TP_POLICY_REFUSE || !cfg->port)
+		return 1;
+	sk = listener_lookup(ctx, cfg->port, v4);
+	if (!sk)
+		return 0;
+	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
+	ours = mark && (mark->role == TP_ROLE_LISTENER || mark->role == TP_ROLE_LEAVING);
+	bpf_sk_release(sk);
+	return ours;
+}
+
+enum found { FOUND_NOBODY, FOUND_STRANGER, FOUND_PROXY };
+
+/*
+ * Answers whether a proxy is up, and whether it is ours rather than somebody squatting on the port.
+ * Notes in the record which it is.
+ */
+static __always_inline enum found listener_at(struct bpf_sock_addr *ctx, __u16 port, int v4,
+					      struct tp_record *rec)
+{
+	struct bpf_sock *sk = listener_lookup(ctx, port, v4);
+	enum found found = FOUND_STRANGER;
+	struct tp_mark *mark;
+
 	if (!sk)
 		return FOUND_NOBODY;
 	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
@@ -257,7 +288,7 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 	if (special_socket(ctx, sk, &forced)) {
 		if (!forced)
 			return VERDICT_OWN;
-	} else if (is_own_connection(ctx, cfg)) {
+	} else if (is_own_connection(ctx, cfg, v4)) {
 		COUNT(own_connection);
 		return VERDICT_OWN;
 	}
