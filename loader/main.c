@@ -111,7 +111,7 @@ const struct opt_program program = {
 /* The same line for each result, so that one sees at once what is in force. */
 static void report(const struct settings *set, const struct cgroups *cgs, const char *done)
 {
-	char where[512] = "", last[8];
+	char where[512] = "", last[16] = "";
 
 	for (size_t i = 0; i < cgs->count; i++) {
 		size_t used = strlen(where);
@@ -119,8 +119,8 @@ static void report(const struct settings *set, const struct cgroups *cgs, const 
 		snprintf(where + used, sizeof(where) - used, "%s%.500s", used ? ", " : "",
 			 cgs->items[i].path);
 	}
-	snprintf(last, sizeof(last), set->ports > 1 ? "-%u" : "",
-		 (unsigned int)(set->port + set->ports - 1));
+	if (set->ports > 1)
+		snprintf(last, sizeof(last), "-%u", (unsigned int)(set->port + set->ports - 1));
 	log_info("instance %s: %s; %d programs on %zu cgroup%s (%s), port %u%s, %s",
 		 set->common.name, done, PIN_HOOK_COUNT, cgs->count, cgs->count == 1 ? "" : "s",
 		 where, (unsigned int)set->port, last, policy_text(set->policy));
