@@ -26,6 +26,7 @@
 #define SETTLE_MS   100 /* routes that flap are not followed more often */
 #define MAPPED_BITS 96	/* before an IPv4 address */
 #define NETNS_BITS  64
+#define MAX_ERRNO   4095
 
 struct route {
 	struct tp_route_key key;
@@ -146,7 +147,7 @@ static int on_route(const struct nlmsghdr *nlh, void *user)
 	if (attr[RTA_CACHEINFO] && route.error) {
 		const struct rta_cacheinfo *info = mnl_attr_get_payload(attr[RTA_CACHEINFO]);
 
-		if ((int)info->rta_error < 0)
+		if ((int)info->rta_error < 0 && (int)info->rta_error >= -MAX_ERRNO)
 			route.error = -(int)info->rta_error;
 	}
 	add_route(dump->snap, &route);
