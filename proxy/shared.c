@@ -101,6 +101,8 @@ int shared_check(struct shared *sh, struct failure *f)
 		sh->slots_used = sh->slots;
 	if (sh->pipes_used > sh->pipes)
 		sh->pipes_used = sh->pipes;
+	if (sh->ports > TP_MAX_PORTS)
+		sh->ports = TP_MAX_PORTS;
 	return 0;
 }
 

@@ -30,7 +30,6 @@ static void fresh(struct proxy *p, struct shared *sh)
 	*p = (struct proxy){.instance = INSTANCE_INIT,
 			    .settings = {.max_sessions = SLOTS, .hold = 1, .log_sessions = 1},
 			    .shared = sh,
-			    .port = 18000,
 			    .now_ms = 100000,
 			    .fd_limit = FD_FIRST + FD_COUNT};
 	pipes_init(&p->pipes, shared_pipes(sh), PIPES, &sh->pipes_used);
@@ -45,6 +44,8 @@ static void populate(struct proxy *p)
 				   &p->shared->raw[0],	    &p->shared->raw[1],
 				   &p->shared->epoll,	    &p->shared->ring};
 
+	p->shared->port = 18000;
+	p->shared->ports = 4;
 	for (size_t i = 0; i < ARRAY_SIZE(single); i++)
 		*single[i] = fd++;
 	for (int i = 0; i < 2 * (LIST_COUNT - 1); i++) {
@@ -57,6 +58,8 @@ static void populate(struct proxy *p)
 		if (s->list >= LIST_CONNECTING)
 			s->fd[CLIENT] = fd++;
 		s->fd[UPSTREAM] = fd++;
+		if (list_is_hold(s->list))
+			s->syn.seq = i;
 		if (s->list >= LIST_RELAY) {
 			struct pipe *pipe = &p->pipes.all[p->shared->pipes_used];
 

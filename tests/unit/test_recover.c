@@ -249,7 +249,7 @@ static void test_a_pipe_is_lent_to_one_direction(void **state)
 static void test_a_direction_without_a_pipe_holds_nothing(void **state)
 {
 	struct world *w = *state;
-	struct session *s = begun(w, LIST_GRANTED, 100);
+	struct session *s = begun(w, LIST_STARVED, 0);
 
 	s->dir[UPSTREAM].taken = 7;
 	succeed(w);
