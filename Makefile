@@ -41,7 +41,7 @@ DEPS_BUILD := gcc make clang llvm bpftool pkg-config libbpf-dev libelf-dev zlib1
 	libjansson-dev libmnl-dev libsystemd-dev libcap-dev libseccomp-dev
 DEPS_TEST := libcmocka-dev python3 iproute2 procps util-linux strace curl nginx-light iperf3 git \
 	openssh-client openssh-server nftables libpython3.11-testsuite systemd man-db mandoc clang-format \
-	libclang-rt-14-dev
+	libclang-rt-14-dev valgrind
 
 DEPS_SUITES := wrk fcgiwrap vsftpd openssl redis-server redis-tools postgresql \
 	golang-1.19-go golang-1.19-src

@@ -8,6 +8,10 @@
  *	 drop	 connect, close at once
  *	 abandon connect without waiting for it, close at once
  *	 mix	 the first three in turn
+ *	 refused connect, which has to fail with ECONNREFUSED or be met by a reset
+ *	 garbage connect, write what nobody understands; the same
+ *	 keep	 connect without waiting for it, all at once; says "ready" and keeps them until
+ *killed
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -23,9 +27,20 @@
 #define SERVE_THREADS  32
 #define CLIENT_THREADS 6
 
-enum mode { MODE_ECHO, MODE_RESET, MODE_DROP, MODE_ABANDON, MODE_MIX, MODE_COUNT };
+enum mode {
+	MODE_ECHO,
+	MODE_RESET,
+	MODE_DROP,
+	MODE_ABANDON,
+	MODE_MIX,
+	MODE_REFUSED,
+	MODE_GARBAGE,
+	MODE_KEEP,
+	MODE_COUNT
+};
 
-static const char *const modes[MODE_COUNT] = {"echo", "reset", "drop", "abandon", "mix"};
+static const char *const modes[MODE_COUNT] = {"echo", "reset",	 "drop",    "abandon",
+					      "mix",  "refused", "garbage", "keep"};
 
 static struct sockaddr_storage target;
 static socklen_t target_len;
@@ -65,18 +80,35 @@ static int exchange(int fd)
 	return send(fd, &byte, 1, MSG_NOSIGNAL) != 1 || recv(fd, &byte, 1, 0) != 1 || byte != 'x';
 }
 
+/* Whether anything but a reset was the answer. */
+static int welcome(int fd, enum mode how)
+{
+	char bytes[64];
+
+	memset(bytes, 0xa5, sizeof(bytes));
+	if (how == MODE_GARBAGE && send(fd, bytes, sizeof(bytes), MSG_NOSIGNAL) < 0)
+		return errno != ECONNRESET && errno != EPIPE;
+	return recv(fd, bytes, sizeof(bytes), 0) >= 0 || errno != ECONNRESET;
+}
+
 /* Returns 0, or 1 where it went wrong. */
 static int one_connection(enum mode how)
 {
-	int type = SOCK_STREAM | (how == MODE_ABANDON ? SOCK_NONBLOCK : 0), wrong = 0;
+	int waits = how != MODE_ABANDON && how != MODE_KEEP;
+	int type = SOCK_STREAM | (waits ? 0 : SOCK_NONBLOCK), wrong = 0;
 	int fd = socket(target.ss_family, type, 0);
 
 	if (fd < 0)
 		return 1;
 	if (connect(fd, (struct sockaddr *)&target, target_len) && errno != EINPROGRESS)
-		wrong = 1;
+		wrong = (how != MODE_REFUSED && how != MODE_GARBAGE) ||
+			(errno != ECONNREFUSED && errno != ECONNRESET);
+	else if (how == MODE_REFUSED || how == MODE_GARBAGE)
+		wrong = welcome(fd, how);
 	else if (how == MODE_ECHO || how == MODE_RESET)
 		wrong = exchange(fd);
+	if (how == MODE_KEEP)
+		return wrong;
 	if (how == MODE_RESET)
 		close_with_reset(fd);
 	else
@@ -148,6 +180,11 @@ int main(int argc, char **argv)
 		return 2;
 	left = atol(argv[4]);
 	threads(client_thread, CLIENT_THREADS);
+	if (mode == MODE_KEEP && !failures) {
+		puts("ready");
+		fflush(stdout);
+		pause();
+	}
 	printf("%ld failed\n", (long)failures);
 	return 0;
 }
