@@ -30,7 +30,7 @@ static void begin(struct proxy *p)
 	memset(fd_open, 0, sizeof(fd_open));
 	slots_used = pipes_used = 0;
 	shared = (struct shared){
-		.raw = {-1, -1}, .ring = -1, .epoll = -1, .paces = 1, .port = 18000, .ports = 4};
+		.raw = {-1, -1}, .ring = -1, .epoll = -1, .port = 18000, .ports = 4};
 	for (int i = 0; i < LISTENER_COUNT; i++)
 		shared.listener[i] = -1;
 	*p = (struct proxy){.instance = INSTANCE_INIT,

@@ -452,7 +452,7 @@ for kind in (socket.SOCK_RAW, socket.SOCK_STREAM):
     try:
         with socket.socket(socket.AF_INET, kind, socket.IPPROTO_RAW if kind == 3 else 0) as s:
             for mark in (grant, 1, 0xffffffff):
-                s.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark))
                 if kind != socket.SOCK_RAW:
                     continue
                 for flags in (2, 4, 0x14, 0x12):
