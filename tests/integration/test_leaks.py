@@ -26,10 +26,8 @@ def the_loader_leaves_nothing_open():
         load = [LOAD, "--name", box.name, "--cgroup", box.cgroup]
         assert_clean([*load, "--check"])
         assert_clean(load)
-        assert_clean(load)  # nothing to do
         assert_clean([*load, "--port", "18001", "--max-connections", "1000"])
         assert_clean([LOAD, "--name", box.name, "--unload"])
-        assert_clean([LOAD, "--name", box.name, "--port", "0"], 2)
 
 
 @case
@@ -37,11 +35,8 @@ def the_operators_commands_leave_nothing_open():
     with Sandbox() as box, Server("10.77.0.1", banner) as server:
         with box.connect(server.address) as client:
             line(client)
-            for command in ("status", "conns"):
-                for words in ((), ("--json",)):
-                    assert_clean([TPROXY, command, "--name", box.name, *words])
-            assert_clean([TPROXY, "doctor", "--json", "--name", box.name])
-        assert_clean([TPROXY, "status", "--name", "not-there"], 1)
+            for words in (("status", "--json"), ("conns",), ("doctor", "--json")):
+                assert_clean([TPROXY, *words, "--name", box.name])
         assert_clean([TPROXYD, "--name", box.name, "--check"])
         assert_clean([TPROXYD, "--name", "not-there", "--check"], 1)
 
