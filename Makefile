@@ -148,15 +148,25 @@ $(O)/tproxyd: $(PROXY_OBJS) $(LIB)
 $(O)/tproxy: $(TOOL_OBJS) $(LIB)
 	$(link)
 
-$(O)/tests/%: $(O)/tests/unit/%.o $(filter-out %/main.o,$(PROXY_OBJS)) $(LIB)
+$(O)/tests/%: $(O)/tests/unit/%.o $(filter-out %/main.o,$(PROXY_OBJS)) $(O)/loader/convert.o $(LIB)
 	$(call say,LINK,$@)$(CC) $(ALL_LDFLAGS) -o $@ $(filter %.o %.a,$^) $(PKG_LIBS) -lcmocka
 $(O)/tests/bench/%: $(O)/tests/bench/%.o
 	$(link)
 $(O)/tests/%: $(O)/tests/programs/%.o
 	$(link)
 
+# Other versions of the three programs, to upgrade from and to: these sources, edited.
+SOURCES := Makefile $(wildcard bpf/* loader/* proxy/* tools/*.* tools/lib/*)
+VARIANTS := $(patsubst tests/variants/%.sed,$(O)/tests/variants/%/tproxy-load,\
+	$(wildcard tests/variants/*.sed))
+$(O)/tests/variants/%/tproxy-load: tests/variants/%.sed $(SOURCES)
+	$(call say,VARIANT,$*)rm -rf $(@D) && mkdir -p $(@D)/src && \
+	cp --parents $(SOURCES) $(@D)/src && \
+	sed -i -f $< $$(find $(@D)/src -name '*.[ch]') && \
+	$(MAKE) -s -C $(@D)/src O=.. SAN= CFLAGS='-O1 -Wno-missing-field-initializers' all
+
 .PHONY: tests
-tests: $(UNIT_TESTS) $(TEST_PROGRAMS)
+tests: $(UNIT_TESTS) $(TEST_PROGRAMS) $(if $(SAN),,$(VARIANTS))
 
 .SECONDARY:
 

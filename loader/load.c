@@ -7,7 +7,15 @@
 #include <sys/random.h>
 #include <time.h>
 
-#include "set.h"
+__u32 load_grant(void)
+{
+	__u32 grant = 0;
+
+	while (!grant)
+		if (getrandom(&grant, sizeof(grant), 0) != sizeof(grant))
+			return 0;
+	return grant;
+}
 
 __u64 load_time(void)
 {
@@ -27,16 +35,31 @@ static int load_config(const struct object *obj, const struct settings *settings
 		.ports = settings->ports,
 		.build = object_build(),
 		.loaded_ns = load_time(),
+		.grant = load_grant(),
 	};
 	__u32 zero = 0;
 
-	while (!config.grant)
-		if (getrandom(&config.grant, sizeof(config.grant), 0) != sizeof(config.grant))
-			return fail(f, -errno, "cannot get a random number: %m");
+	if (!config.grant)
+		return fail(f, -errno, "cannot get a random number: %m");
 	snprintf(config.name, sizeof(config.name), "%s", settings->common.name);
 	if (bpf_map_update_elem(object_map_fd(obj, PIN_MAP_config), &zero, &config, BPF_ANY))
 		return fail(f, -errno, "cannot write map_config: %m");
 	return 0;
+}
+
+int load_against(const struct set *set, struct object *obj, bool sized, struct failure *f)
+{
+	for (int m = 0; m < PIN_MAP_COUNT; m++) {
+		int err;
+
+		if (object_map_sized(m) && !sized)
+			continue;
+		err = bpf_map__reuse_fd(obj->map[m], set_find(set, PIN_MAP, m, false)->fd);
+		if (err)
+			return fail(f, err, "cannot use the pinned %s: %s", pin_maps[m].name,
+				    strerror(-err));
+	}
+	return object_load(obj, f);
 }
 
 static int pin_all(struct undo *u, const struct object *obj, const char *dir, struct failure *f)
@@ -79,6 +102,19 @@ static int attach_all(struct undo *u, const struct object *obj, const struct cgr
 	return 0;
 }
 
+int load_stage(struct undo *u, const char *name, const struct object *obj,
+	       const struct cgroups *cgs, struct failure *f)
+{
+	char side[PATH_MAX];
+	int err = undo_mkdir(u, instance_dir(name, PIN_NEW_SUFFIX, side), f);
+
+	if (!err)
+		err = pin_all(u, obj, side, f);
+	if (!err)
+		err = attach_all(u, obj, cgs, side, f);
+	return err;
+}
+
 /* The hooks see enabled = 0 and let everything pass until the very last store. */
 static int load_steps(struct undo *u, const struct object *obj, const struct settings *settings,
 		      const struct cgroups *cgs, struct failure *f)
@@ -94,11 +130,7 @@ static int load_steps(struct undo *u, const struct object *obj, const struct set
 		      object_map_fd(obj, PIN_MAP_config), 0);
 	if (config == MAP_FAILED)
 		return fail(f, -errno, "cannot map map_config: %m");
-	err = undo_mkdir(u, side, f);
-	if (!err)
-		err = pin_all(u, obj, side, f);
-	if (!err)
-		err = attach_all(u, obj, cgs, side, f);
+	err = load_stage(u, name, obj, cgs, f);
 	if (!err)
 		err = undo_rename(u, side, dir, f);
 	if (!err) {

@@ -320,8 +320,6 @@ char *checkup_load_command(const json_t *in, uint64_t max)
 
 	if (!out)
 		return NULL;
-	if (tree_true(in, "other_version")) /* which is not changed in place */
-		fprintf(out, "tproxy-load --name %s --unload; ", name);
 	fprintf(out, "tproxy-load --name %s", name);
 	put_cgroups(out, in, &unknown);
 	if (json_object_get(in, "abi"))

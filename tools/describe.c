@@ -266,7 +266,6 @@ static json_t *describe_instance(const char *name)
 	tree_set(tree, "name", tree_string(name));
 	tree_set(tree, "directory", tree_string(instance_dir(name, "", dir)));
 	err = instance_open(name, ~0U, &inst, &f);
-	tree_set(tree, "other_version", tree_bool(err == -EPROTO));
 	r = describe_pins(tree, name, &links, &count, err ? &second : &f);
 	tree_set(tree, "max_connections", tree_number(max_connections(name, links, count)));
 	if (!config_read(name, links, count, &config)) {

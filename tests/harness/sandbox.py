@@ -158,8 +158,8 @@ class Sandbox:
 
     # --- the instance ---
 
-    def loader(self, *words, check=True, prefix=()):
-        return run([*prefix, system.LOAD, "--name", self.name, *words], check)
+    def loader(self, *words, check=True, prefix=(), binary=system.LOAD):
+        return run([*prefix, binary, "--name", self.name, *words], check)
 
     def load(self, *words, **options):
         return self.loader("--cgroup", self.cgroup, *words, **options)
@@ -167,8 +167,9 @@ class Sandbox:
     def unload(self, **options):
         return self.loader("--unload", **options)
 
-    def start_proxy(self, *words, prefix=(), ready=True, cgroup=None, **options):
-        command = [*prefix, system.TPROXYD, "--name", self.name, *words]
+    def start_proxy(self, *words, prefix=(), ready=True, cgroup=None, binary=system.TPROXYD,
+                    **options):
+        command = [*prefix, binary, "--name", self.name, *words]
         proxy = Proxy(cgroup or self.servers, command, **options)
         self._proxies.append(proxy)
         return proxy.wait_ready() if ready else proxy
