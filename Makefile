@@ -5,6 +5,7 @@
 # make run [CMD="..."]	deps, build, then show it at work on one command
 # make check		deps, build, all tests
 # make crashtest	deps, build, KILLS=1000 killed workers and RELOADS=100 reloads under load
+# make upgradetest	deps, build, UPGRADES=100 upgrades of the hooks under load, trouble at each call
 # make bench [QUICK=1]	measure against a direct connection and other proxies
 # make bench-report	write docs/performance.md from the last one
 # make vmtest [VM=5.10]	the hooks on each kernel from 5.10 on, in qemu
@@ -187,7 +188,7 @@ check: deps
 KILLS ?= 1000
 RELOADS ?= 100
 
-.PHONY: bench bench-report vmtest suites torture crashtest
+.PHONY: bench bench-report vmtest suites torture crashtest upgradetest
 bench: deps
 	$(Q)$(MAKE) --no-print-directory all $(BENCH_PROGRAMS)
 	$(Q)O=$(O) tests/bench/run
@@ -212,6 +213,11 @@ torture: deps
 crashtest: deps
 	$(Q)$(MAKE) --no-print-directory all tests
 	$(Q)O=$(O) KILLS=$(KILLS) RELOADS=$(RELOADS) TPTEST_DEADLINE=3600 tests/run integration/test_crash
+
+upgradetest: deps
+	$(Q)$(MAKE) --no-print-directory all tests
+	$(Q)O=$(O) UPGRADES=$(or $(UPGRADES),100) STEPS=$(or $(STEPS),0) TPTEST_DEADLINE=3600 \
+		tests/run integration/test_upgrade
 
 # --- the rest -------------------------------------------------------------------------------------
 

@@ -51,13 +51,17 @@ static void handover_close(struct handover *h)
 
 #define _cleanup_handover_ _cleanup_(handover_close)
 
-static int handover_open(struct handover *h, const struct set *from, const struct set *to)
+/* `to`: the maps that inherit, in the order of `carried`; -1: none. Borrowed, as those of `from`.
+ */
+static int handover_open(struct handover *h, const struct set *from,
+			 const int to[ARRAY_SIZE(carried)])
 {
 	for (size_t i = 0; i < ARRAY_SIZE(carried); i++) {
 		const struct pin *old = set_find(from, PIN_MAP, carried[i].map, false);
-		const struct pin *new = set_find(to, PIN_MAP, carried[i].map, false);
-		int err = old && new ? transfer_open(old->fd, new->fd, &h->transfer[i], h->f) : 0;
+		int err = 0;
 
+		if (old && to[i] >= 0)
+			err = transfer_open(old->fd, to[i], &h->transfer[i], h->f);
 		if (err)
 			return err;
 	}
@@ -185,8 +189,14 @@ static int retire(struct handover *h, const struct set *from, const struct set *
 int generation_retire(const struct set *from, const struct set *to, struct failure *f)
 {
 	struct handover h _cleanup_handover_ = {.f = f};
+	int fds[ARRAY_SIZE(carried)];
 
-	return handover_open(&h, from, to) ?: retire(&h, from, to);
+	for (size_t i = 0; i < ARRAY_SIZE(carried); i++) {
+		const struct pin *pin = set_find(to, PIN_MAP, carried[i].map, false);
+
+		fds[i] = pin ? pin->fd : -1;
+	}
+	return handover_open(&h, from, fds) ?: retire(&h, from, to);
 }
 
 /*
@@ -272,38 +282,54 @@ int generation_rename_back(const char *name, struct failure *f)
 }
 
 /* In the order in which each step finds what it needs; the last one decides. */
-static int take_over(struct handover *h, const struct set *set, const struct set *side, bool same)
+static int take_over(struct handover *h, const struct set *set, const struct object *obj,
+		     const struct plan *plan, const struct cgroups *cgs)
 {
-	int err = same ? live_enter(set, side, TP_LIVE_NEXT, h->f) : 0;
+	struct undo undo _cleanup_(undo_commit) = {0}; /* it is not undone, but retired */
+	struct set side _cleanup_set_ = {0};
+	int fds[ARRAY_SIZE(carried)];
+	int err = set_read(set->name, PIN_NEW_SUFFIX, &side, h->f);
 
+	for (size_t i = 0; i < ARRAY_SIZE(carried); i++)
+		fds[i] = object_map_fd(obj, carried[i].map);
+	if (!err && plan->keep_maps)
+		err = live_enter(set, &side, TP_LIVE_NEXT, h->f);
 	if (!err)
-		err = handover_open(h, set, side);
+		err = load_attach(&undo, obj, cgs, set->name, h->f);
+	if (!err)
+		err = handover_open(h, set, fds);
 	if (!err)
 		err = handover_sync(h);
 	return err ?: dirs_exchange(set->name, h->f);
+}
+
+/* Where cgroups are inside one another it may have connections of its own. */
+static void take_back(const struct set *set)
+{
+	struct set side _cleanup_set_ = {0};
+	struct failure f;
+
+	if (set_read(set->name, PIN_NEW_SUFFIX, &side, &f) || generation_retire(&side, set, &f))
+		log_warning("instance %s: %s", set->name, f.text);
 }
 
 int generation_change(const struct cgroups *cgs, const struct set *set, struct object *obj,
 		      const struct plan *plan, struct failure *f)
 {
 	struct handover h _cleanup_handover_ = {.f = f};
-	struct set side _cleanup_set_ = {0}, to _cleanup_set_ = {0}, from _cleanup_set_ = {0};
+	struct set to _cleanup_set_ = {0}, from _cleanup_set_ = {0};
 	struct undo undo _cleanup_undo_ = {0};
-	struct failure second;
 	int err;
 
 	err = maps_load(set, obj, plan, f);
 	if (!err)
-		err = load_stage(&undo, set->name, obj, cgs, f);
-	if (!err)
-		err = set_read(set->name, PIN_NEW_SUFFIX, &side, f);
+		err = load_pin(&undo, obj, set->name, f);
 	if (err)
 		return err;
 	undo_commit(&undo);
-	err = take_over(&h, set, &side, plan->keep_maps);
-	if (err) { /* where cgroups are inside one another it may have connections by now */
-		if (generation_retire(&side, set, &second))
-			log_warning("%s", second.text);
+	err = take_over(&h, set, obj, plan, cgs);
+	if (err) {
+		take_back(set);
 		return err;
 	}
 	err = set_read_both(set->name, &to, &from, f);
@@ -311,5 +337,11 @@ int generation_change(const struct cgroups *cgs, const struct set *set, struct o
 		__atomic_store_n(&to.config->build, object_build(), __ATOMIC_RELAXED);
 		__atomic_store_n(&to.config->loaded_ns, load_time(), __ATOMIC_RELAXED);
 	}
-	return err ?: retire(&h, &from, &to);
+	if (!err)
+		err = retire(&h, &from, &to);
+	if (err)
+		log_warning("instance %s: the new hooks are in force, but the old ones have not "
+			    "gone yet; run it again",
+			    set->name);
+	return err;
 }

@@ -62,11 +62,13 @@ int load_against(const struct set *set, struct object *obj, bool sized, struct f
 	return object_load(obj, f);
 }
 
-static int pin_all(struct undo *u, const struct object *obj, const char *dir, struct failure *f)
+int load_pin(struct undo *u, const struct object *obj, const char *name, struct failure *f)
 {
-	char path[PATH_MAX + 32];
-	int err;
+	char dir[PATH_MAX], path[PATH_MAX + 32];
+	int err = undo_mkdir(u, instance_dir(name, PIN_NEW_SUFFIX, dir), f);
 
+	if (err)
+		return err;
 	for (int m = 0; m < PIN_MAP_COUNT; m++) {
 		snprintf(path, sizeof(path), "%s/%s", dir, pin_maps[m].name);
 		err = undo_pin(u, object_map_fd(obj, m), path, f);
@@ -82,11 +84,12 @@ static int pin_all(struct undo *u, const struct object *obj, const char *dir, st
 	return 0;
 }
 
-static int attach_all(struct undo *u, const struct object *obj, const struct cgroups *cgs,
-		      const char *dir, struct failure *f)
+int load_attach(struct undo *u, const struct object *obj, const struct cgroups *cgs,
+		const char *name, struct failure *f)
 {
-	char path[PATH_MAX + 80], file[64];
+	char dir[PATH_MAX], path[PATH_MAX + 80], file[64];
 
+	instance_dir(name, PIN_NEW_SUFFIX, dir);
 	for (size_t c = 0; c < cgs->count; c++)
 		for (int i = 0; i < PIN_HOOK_COUNT; i++) {
 			enum pin_prog prog = set_attach_order[i];
@@ -100,19 +103,6 @@ static int attach_all(struct undo *u, const struct object *obj, const struct cgr
 				return err;
 		}
 	return 0;
-}
-
-int load_stage(struct undo *u, const char *name, const struct object *obj,
-	       const struct cgroups *cgs, struct failure *f)
-{
-	char side[PATH_MAX];
-	int err = undo_mkdir(u, instance_dir(name, PIN_NEW_SUFFIX, side), f);
-
-	if (!err)
-		err = pin_all(u, obj, side, f);
-	if (!err)
-		err = attach_all(u, obj, cgs, side, f);
-	return err;
 }
 
 /* The hooks see enabled = 0 and let everything pass until the very last store. */
@@ -130,7 +120,9 @@ static int load_steps(struct undo *u, const struct object *obj, const struct set
 		      object_map_fd(obj, PIN_MAP_config), 0);
 	if (config == MAP_FAILED)
 		return fail(f, -errno, "cannot map map_config: %m");
-	err = load_stage(u, name, obj, cgs, f);
+	err = load_pin(u, obj, name, f);
+	if (!err)
+		err = load_attach(u, obj, cgs, name, f);
 	if (!err)
 		err = undo_rename(u, side, dir, f);
 	if (!err) {

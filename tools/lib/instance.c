@@ -229,8 +229,7 @@ int instance_find_map(int prog_fd, enum pin_map map)
 	return -ENOENT;
 }
 
-/* Other programs pin maps in directories of theirs: only the names of our tables. */
-static int is_pin_name(const char *file)
+int instance_is_pin(const char *file)
 {
 	size_t prefix = strlen(PIN_LINK_PREFIX);
 
@@ -263,7 +262,7 @@ static int dir_holds_pins(int root, const char *name)
 		return 0;
 	}
 	while ((e = readdir(dir)))
-		if (is_pin_name(e->d_name))
+		if (instance_is_pin(e->d_name))
 			return 1;
 	return 0;
 }
