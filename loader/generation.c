@@ -51,6 +51,12 @@ static void handover_close(struct handover *h)
 
 #define _cleanup_handover_ _cleanup_(handover_close)
 
+/* Whether it is to our version. */
+static bool has_records(const struct transfer *t)
+{
+	return t->value_size == sizeof(struct tp_record);
+}
+
 /* `to`: the maps that inherit, in the order of `carried`; -1: none. Borrowed, as those of `from`.
  */
 static int handover_open(struct handover *h, const struct set *from,
@@ -64,6 +70,10 @@ static int handover_open(struct handover *h, const struct set *from,
 			err = transfer_open(old->fd, to[i], &h->transfer[i], h->f);
 		if (err)
 			return err;
+	}
+	if (has_records(&h->transfer[0])) { /* a socket may connect again */
+		h->transfer[0].id_at = offsetof(struct tp_record, start_ns);
+		h->transfer[0].id_size = sizeof(__u64);
 	}
 	return 0;
 }
@@ -121,7 +131,7 @@ static int held_wait(struct handover *h)
 {
 	int left = HELD_MS, quiet = 0, err = 0;
 
-	if (h->transfer[0].value_size != sizeof(struct tp_record))
+	if (!has_records(&h->transfer[0]))
 		return 0;
 	while (!err && left > 0 && quiet < QUIET_MS) {
 		poll(NULL, 0, LOOK_MS);
@@ -156,10 +166,10 @@ static void live_leave(const struct set *to, __u32 index)
 	}
 }
 
-/* `same`: of one version, which share the doorman that tproxyd has on its listeners. */
+/* `same`: of our version, which share the doorman that tproxyd has on its listeners. */
 static int retire(struct handover *h, const struct set *from, const struct set *to)
 {
-	bool same = from->other_abi == to->other_abi;
+	bool same = !from->other_abi && !to->other_abi;
 	int err = 0;
 
 	if (same)

@@ -95,11 +95,17 @@ static bool untouched(const struct transfer *t, const unsigned char *entry, unsi
 	       !memcmp(buf, entry + t->key_size, t->value_size);
 }
 
+/*
+ * Programs of both sides see the end of an entry that both have; but those of the new one did not
+ * see what came before it was copied, and may wait for that for ever.
+ */
 static int entry_gone(const struct transfer *t, const unsigned char *then, unsigned char *buf)
 {
-	if (untouched(t, then, buf) && bpf_map_delete_elem(t->to, then) && errno != ENOENT)
-		return -errno;
-	return 0;
+	const unsigned char *id = then + t->key_size + t->id_at;
+
+	if (bpf_map_lookup_elem(t->to, then, buf) || memcmp(buf + t->id_at, id, t->id_size))
+		return 0;
+	return bpf_map_delete_elem(t->to, then) && errno != ENOENT ? -errno : 0;
 }
 
 /*
@@ -239,7 +245,7 @@ int transfer_open(int from, int to, struct transfer *ret, struct failure *f)
 	t.from_key_size = a.info.key_size;
 	t.from_value_size = a.info.value_size;
 	t.key_size = b.info.key_size;
-	t.value_size = b.info.value_size;
+	t.value_size = t.id_size = b.info.value_size;
 	err = converter_make(&(struct layout){a.btf, a.info.btf_key_type_id, a.info.key_size},
 			     &(struct layout){b.btf, b.info.btf_key_type_id, b.info.key_size},
 			     &t.key)

@@ -27,7 +27,8 @@ struct transfer {
 	__u32 value_size;
 	struct converter key;
 	struct converter value;
-	struct snapshot last; /* what `from` held when it was last applied */
+	size_t id_at, id_size; /* what of a value tells an entry from a later one of its key */
+	struct snapshot last;  /* what `from` held when it was last applied */
 	struct snapshot now;
 };
 

@@ -243,5 +243,8 @@ class Sandbox:
 
     def wait_no_records(self):
         """Every record must go once its sockets have gone."""
-        wait_for(lambda: not self.map("socks") and not self.map("ports"),
-                 "map_socks and map_ports to be empty")
+        try:
+            wait_for(lambda: not self.map("socks") and not self.map("ports"),
+                     "map_socks and map_ports to be empty")
+        except Failed as error:
+            raise Failed(f"{error}; there are {self.map('socks')} {self.map('ports')}") from None
