@@ -179,9 +179,12 @@ def fewer_than_there_are_is_refused():
 def replace_proxy(box, proxy, directory):
     """As a restart does: the old one lets its sessions end, the new one takes new ones."""
     proxy.process.send_signal(signal.SIGTERM)
-    listening = f"0100007F:{PROXY_PORT:04X} 00000000:0000 0A"
-    wait_for(lambda: listening not in pathlib.Path("/proc/thread-self/net/tcp").read_text(),
-             "tproxyd to stop listening")
+    listening = [f"0100007F:{PROXY_PORT + n:04X} 00000000:0000 0A" for n in range(16)]
+
+    def silent():
+        table = pathlib.Path("/proc/thread-self/net/tcp").read_text()
+        return not any(entry in table for entry in listening)
+    wait_for(silent, "tproxyd to stop listening")
     return box.start_proxy(binary=directory / "tproxyd")
 
 
