@@ -196,6 +196,28 @@ static int retire(struct handover *h, const struct set *from, const struct set *
 	return unload_retired(from, h->f);
 }
 
+/*
+ * A set that never came to be in force, on the same cgroups as the one it was to replace, has
+ * copies alone. They may have missed the end of their connections, so they must not find their way
+ * back.
+ */
+static bool has_copies_only(const struct set *from, const struct set *to)
+{
+	const struct pin *ours = set_find(from, PIN_MAP, PIN_MAP_socks, false);
+	const struct pin *theirs = set_find(to, PIN_MAP, PIN_MAP_socks, false);
+
+	if (!ours || !theirs || ours->id < theirs->id) /* ids only grow */
+		return false;
+	for (size_t i = 0; i < from->count; i++) {
+		const struct pin *pin = &from->pins[i];
+
+		if (pin->kind == PIN_LINK && pin->index != PIN_UNKNOWN && pin->link.cgroup_id &&
+		    !set_find_link(to, pin->index, pin->link.cgroup_id))
+			return false;
+	}
+	return true;
+}
+
 int generation_retire(const struct set *from, const struct set *to, struct failure *f)
 {
 	struct handover h _cleanup_handover_ = {.f = f};
@@ -206,6 +228,8 @@ int generation_retire(const struct set *from, const struct set *to, struct failu
 
 		fds[i] = pin ? pin->fd : -1;
 	}
+	if (has_copies_only(from, to))
+		return retire(&h, from, to);
 	return handover_open(&h, from, fds) ?: retire(&h, from, to);
 }
 
