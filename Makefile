@@ -8,6 +8,7 @@
 #			tproxyd killed, reloaded and upgraded under load, which nobody may notice
 # make soak [MINUTES=30]	all kinds of load, to see that nothing grows
 # make fuzz [FUZZ=maps]	deps, build, each fuzz target (or one) for FUZZ_SECONDS=1800, two at a time
+# make upgradetest	deps, build, 100 upgrades of the hooks under load, trouble at each call
 # make bench [QUICK=1]	measure against a direct connection and other proxies
 # make bench-report	write docs/performance.md from the last one
 # make vmtest [VM=5.10]	the hooks on each kernel from 5.10 on, in qemu
@@ -158,15 +159,25 @@ $(O)/tproxyd: $(PROXY_OBJS) $(LIB)
 $(O)/tproxy: $(TOOL_OBJS) $(LIB)
 	$(link)
 
-$(O)/tests/%: $(O)/tests/unit/%.o $(filter-out %/main.o,$(PROXY_OBJS)) $(LIB)
+$(O)/tests/%: $(O)/tests/unit/%.o $(filter-out %/main.o,$(PROXY_OBJS)) $(O)/loader/convert.o $(LIB)
 	$(call say,LINK,$@)$(CC) $(ALL_LDFLAGS) -o $@ $(filter %.o %.a,$^) $(PKG_LIBS) -lcmocka
 $(O)/tests/bench/%: $(O)/tests/bench/%.o
 	$(link)
 $(O)/tests/%: $(O)/tests/programs/%.o
 	$(link)
 
+# Other versions of the three programs, to upgrade from and to: these sources, edited.
+SOURCES := Makefile $(wildcard bpf/* loader/* proxy/* tools/*.* tools/lib/*)
+VARIANTS := $(patsubst tests/variants/%.sed,$(O)/tests/variants/%/tproxy-load,\
+	$(wildcard tests/variants/*.sed))
+$(O)/tests/variants/%/tproxy-load: tests/variants/%.sed $(SOURCES)
+	$(call say,VARIANT,$*)rm -rf $(@D) && mkdir -p $(@D)/src && \
+	cp --parents $(SOURCES) $(@D)/src && \
+	sed -i -f $< $$(find $(@D)/src -name '*.[ch]') && \
+	$(MAKE) -s -C $(@D)/src O=.. SAN= CFLAGS='-O1 -Wno-missing-field-initializers' all
+
 .PHONY: tests
-tests: $(UNIT_TESTS) $(TEST_PROGRAMS)
+tests: $(UNIT_TESTS) $(TEST_PROGRAMS) $(if $(SAN),,$(VARIANTS))
 
 # --- fuzz targets ---------------------------------------------------------------------------------
 #
@@ -217,7 +228,7 @@ KILLS ?= 500
 MINUTES ?= 30
 FUZZ_SECONDS ?= 1800
 
-.PHONY: bench bench-report vmtest boottest suites torture restarttest soak fuzz
+.PHONY: bench bench-report vmtest boottest suites torture restarttest soak fuzz upgradetest
 fuzz: deps
 	$(Q)$(MAKE) --no-print-directory fuzzers
 	$(Q)O=$(O) FUZZ_SECONDS=$(FUZZ_SECONDS) tests/fuzz/run $(FUZZ)
@@ -259,6 +270,11 @@ soak: deps
 	$(Q)$(MAKE) --no-print-directory all tests
 	$(Q)O=$(O) MINUTES=$(MINUTES) TPTEST_FIGURES=1 TPTEST_DEADLINE=$$(($(MINUTES) * 60 + 400)) \
 		tests/run integration/test_soak
+
+upgradetest: deps
+	$(Q)$(MAKE) --no-print-directory all tests
+	$(Q)O=$(O) UPGRADES=100 STEPS=0 TPTEST_DEADLINE=3600 \
+		tests/run integration/test_upgrade
 
 # --- the rest -------------------------------------------------------------------------------------
 

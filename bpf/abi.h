@@ -4,7 +4,10 @@
  * nowhere else. Included by both sides.
  *
  * A change of any layout, of a map's key or of a meaning bumps ABI_VERSION. Every program, on
- * either side, compares it with map_config before it touches anything else.
+ * either side, compares it with map_config before it touches anything else: magic and abi come
+ * first there in every version. tproxy-load carries entries over from other versions, older or
+ * newer, by the names of their members: a name keeps its meaning for ever, and 0 means that a
+ * member is not known.
  */
 #ifndef TPROXY_ABI_H
 #define TPROXY_ABI_H
@@ -137,6 +140,10 @@ enum tp_event_type {
 	TP_EVENT_STRAY, /* a packet that came before its connection was in place, to be sent again
 			 */
 };
+
+/* Generations of map_socks and map_ports that the doorman looks in, by index. Most of the time
+ * there is one. */
+enum tp_live { TP_LIVE_PRESENT, TP_LIVE_NEXT, TP_LIVE_PREVIOUS, TP_LIVE_MAPS };
 
 #define TP_RING_SIZE (1 << 20) /* bytes: some 5,000 events */
 

@@ -84,6 +84,15 @@ static __always_inline int syn_copy(struct __sk_buff *skb, __u32 tcp_offset,
 					   BPF_HDR_START_NET);
 }
 
+static __always_inline struct tp_record *live_record(const struct tp_port_key *key, __u32 live)
+{
+	void *ports = bpf_map_lookup_elem(&map_live_ports, &live);
+	__u64 *cookie = ports ? bpf_map_lookup_elem(ports, key) : NULL;
+	void *socks = cookie ? bpf_map_lookup_elem(&map_live_socks, &live) : NULL;
+
+	return socks ? bpf_map_lookup_elem(socks, cookie) : NULL;
+}
+
 /*
  * The record of the client that sent the packet. The client may have been sent to an earlier
  * listener on this port: whose it is now is noted.
@@ -91,7 +100,7 @@ static __always_inline int syn_copy(struct __sk_buff *skb, __u32 tcp_offset,
 static __always_inline struct tp_record *packet_record(struct __sk_buff *skb,
 						       const struct tp_endpoint *client)
 {
-	__u64 listener = bpf_get_socket_cookie(skb), *cookie;
+	__u64 listener = bpf_get_socket_cookie(skb);
 	struct tp_door *door = bpf_map_lookup_elem(&map_doors, &listener);
 	struct tp_port_key key;
 	struct tp_record *rec;
@@ -99,8 +108,11 @@ static __always_inline struct tp_record *packet_record(struct __sk_buff *skb,
 	if (!door)
 		return NULL;
 	port_key(&key, door->netns, client, door->proxy_port);
-	cookie = bpf_map_lookup_elem(&map_ports, &key);
-	rec = cookie ? bpf_map_lookup_elem(&map_socks, cookie) : NULL;
+	rec = live_record(&key, TP_LIVE_PRESENT);
+	if (!rec)
+		rec = live_record(&key, TP_LIVE_NEXT);
+	if (!rec)
+		rec = live_record(&key, TP_LIVE_PREVIOUS);
 	if (rec)
 		rec->slot = door->slot;
 	return rec;

@@ -15,7 +15,7 @@ struct {
  * Plain hashes on purpose: an LRU evicts entries of live connections under pressure, and a client
  * whose record has gone is misdirected. Not preallocated: memory follows the live connections.
  */
-struct {
+struct socks {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 262144);
@@ -23,13 +23,31 @@ struct {
 	__type(value, struct tp_record);
 } map_socks SEC(".maps");
 
-struct {
+struct ports {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 262144);
 	__type(key, struct tp_port_key);
 	__type(value, __u64);
 } map_ports SEC(".maps");
+
+/*
+ * What the doorman looks in: the two above and, while the loader replaces them by ones of another
+ * size, their successors too. It outlives such a change, as tproxyd has put it on its listeners.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, TP_LIVE_MAPS);
+	__type(key, __u32);
+	__array(values, struct socks);
+} map_live_socks SEC(".maps") = {.values = {&map_socks}};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, TP_LIVE_MAPS);
+	__type(key, __u32);
+	__array(values, struct ports);
+} map_live_ports SEC(".maps") = {.values = {&map_ports}};
 
 /* Freed with the socket it belongs to: a mark cannot outlive its listener. */
 struct {

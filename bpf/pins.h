@@ -6,8 +6,9 @@
  *	/sys/fs/bpf/NAME/prog_connect4 ...	the programs below
  *	/sys/fs/bpf/NAME/link_connect4_4711 ...	one link a program and attached cgroup (its id)
  *
- * bpffs refuses a '.' in a name. '~' cannot occur in an instance name, so NAME~new (a directory
- * being prepared) and map_socks~new (an object being replaced) never clash with anything.
+ * bpffs refuses a '.' in a name. '~' cannot occur in an instance name, so NAME~new (a generation
+ * that is not in force yet, or no longer), NAME~old (one on its way to that name) and
+ * prog_connect4~new (a program that replaces another) never clash with anything.
  */
 #ifndef TPROXY_PINS_H
 #define TPROXY_PINS_H
@@ -15,14 +16,27 @@
 #define BPFFS_ROOT	     "/sys/fs/bpf"
 #define PIN_DEFAULT_INSTANCE "tproxy"
 #define PIN_NEW_SUFFIX	     "~new"
+#define PIN_OLD_SUFFIX	     "~old"
 
 #define PIN_MAP_PREFIX	"map_"
 #define PIN_PROG_PREFIX "prog_"
 #define PIN_LINK_PREFIX "link_"
 
+#define PIN_OBJECT_PREFIX "tp_" /* of the names of programs in the kernel */
+
 /* X(name): pinned as map_NAME, called map_NAME in the object. */
-#define PIN_MAPS(X) \
-	X(config) X(socks) X(ports) X(listeners) X(doors) X(rings) X(routes) X(failed) X(stats)
+#define PIN_MAPS(X)   \
+	X(config)     \
+	X(socks)      \
+	X(ports)      \
+	X(live_socks) \
+	X(live_ports) \
+	X(listeners)  \
+	X(doors)      \
+	X(rings)      \
+	X(routes)     \
+	X(failed)     \
+	X(stats)
 
 /* X(name, attach type): pinned as prog_NAME, called tp_NAME in the object, attached to a cgroup. */
 #define PIN_HOOKS(X)                                  \

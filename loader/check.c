@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: BSD-2-Clause
 #include "check.h"
 
+#include "load.h"
 #include "log.h"
 #include "mounts.h"
+#include "plan.h"
 #include "probe.h"
 #include "repair.h"
 #include "unclaimed.h"
-#include "upgrade.h"
 
 /* Names everything that is missing, not only the first. */
 static int check_system(struct failure *f)
@@ -43,8 +44,10 @@ static int check_plan(const struct settings *settings, const struct cgroups *cgs
 		err = plan_make(settings, cgs, set, &obj, &plan, f);
 	if (!err && plan.fresh)
 		err = object_load(&obj, f);
-	else if (!err && plan.reload)
-		err = upgrade_load(set, &obj, &plan, f);
+	else if (!err && plan.generation && !plan.keep_maps)
+		err = object_load(&obj, f);
+	else if (!err && (plan.generation || plan.reload))
+		err = load_against(set, &obj, !plan.generation, f);
 	if (!err)
 		log_info("instance %s would be: %s", set->name,
 			 plan_describe(&plan, settings, done));

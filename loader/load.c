@@ -10,6 +10,16 @@
 #include "access.h"
 #include "set.h"
 
+__u32 load_grant(void)
+{
+	__u32 grant = 0;
+
+	while (!grant)
+		if (getrandom(&grant, sizeof(grant), 0) != sizeof(grant))
+			return 0;
+	return grant;
+}
+
 __u64 load_time(void)
 {
 	struct timespec now;
@@ -28,23 +38,40 @@ static int load_config(const struct object *obj, const struct settings *settings
 		.ports = settings->ports,
 		.build = object_build(),
 		.loaded_ns = load_time(),
+		.grant = load_grant(),
 	};
 	__u32 zero = 0;
 
-	while (!config.grant)
-		if (getrandom(&config.grant, sizeof(config.grant), 0) != sizeof(config.grant))
-			return fail(f, -errno, "cannot get a random number: %m");
+	if (!config.grant)
+		return fail(f, -errno, "cannot get a random number: %m");
 	snprintf(config.name, sizeof(config.name), "%s", settings->common.name);
 	if (bpf_map_update_elem(object_map_fd(obj, PIN_MAP_config), &zero, &config, BPF_ANY))
 		return fail(f, -errno, "cannot write map_config: %m");
 	return 0;
 }
 
-static int pin_all(struct undo *u, const struct object *obj, const char *dir, struct failure *f)
+int load_against(const struct set *set, struct object *obj, bool sized, struct failure *f)
 {
-	char path[PATH_MAX + 32];
-	int err;
+	for (int m = 0; m < PIN_MAP_COUNT; m++) {
+		int err;
 
+		if (object_map_sized(m) && !sized)
+			continue;
+		err = bpf_map__reuse_fd(obj->map[m], set_find(set, PIN_MAP, m, false)->fd);
+		if (err)
+			return fail(f, err, "cannot use the pinned %s: %s", pin_maps[m].name,
+				    strerror(-err));
+	}
+	return object_load(obj, f);
+}
+
+int load_pin(struct undo *u, const struct object *obj, const char *name, struct failure *f)
+{
+	char dir[PATH_MAX], path[PATH_MAX + 32];
+	int err = undo_mkdir(u, instance_dir(name, PIN_NEW_SUFFIX, dir), f);
+
+	if (err)
+		return err;
 	for (int m = 0; m < PIN_MAP_COUNT; m++) {
 		snprintf(path, sizeof(path), "%s/%s", dir, pin_maps[m].name);
 		err = undo_pin(u, object_map_fd(obj, m), path, f);
@@ -60,11 +87,12 @@ static int pin_all(struct undo *u, const struct object *obj, const char *dir, st
 	return 0;
 }
 
-static int attach_all(struct undo *u, const struct object *obj, const struct cgroups *cgs,
-		      const char *dir, struct failure *f)
+int load_attach(struct undo *u, const struct object *obj, const struct cgroups *cgs,
+		const char *name, struct failure *f)
 {
-	char path[PATH_MAX + 80], file[64];
+	char dir[PATH_MAX], path[PATH_MAX + 80], file[64];
 
+	instance_dir(name, PIN_NEW_SUFFIX, dir);
 	for (size_t c = 0; c < cgs->count; c++)
 		for (int i = 0; i < PIN_HOOK_COUNT; i++) {
 			enum pin_prog prog = set_attach_order[i];
@@ -95,11 +123,9 @@ static int load_steps(struct undo *u, const struct object *obj, const struct set
 		      object_map_fd(obj, PIN_MAP_config), 0);
 	if (config == MAP_FAILED)
 		return fail(f, -errno, "cannot map map_config: %m");
-	err = undo_mkdir(u, side, f);
+	err = load_pin(u, obj, name, f);
 	if (!err)
-		err = pin_all(u, obj, side, f);
-	if (!err)
-		err = attach_all(u, obj, cgs, side, f);
+		err = load_attach(u, obj, cgs, name, f);
 	if (!err)
 		err = access_set(side, settings->group, f);
 	if (!err)

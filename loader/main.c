@@ -8,6 +8,7 @@
 #include "access.h"
 #include "cgroups.h"
 #include "check.h"
+#include "generation.h"
 #include "load.h"
 #include "lock.h"
 #include "log.h"
@@ -132,6 +133,29 @@ static void report(const struct settings *set, const struct cgroups *cgs, const 
 		 where, (unsigned int)set->port, last, policy_text(set->policy));
 }
 
+static int change(const struct settings *settings, const struct cgroups *cgs, struct set *set,
+		  struct object *obj, struct plan *plan, struct failure *f)
+{
+	struct object again _cleanup_object_ = {0};
+	struct plan rest = *plan;
+	int err;
+
+	if (plan->generation) { /* then there is another set, to which settings may be new */
+		err = generation_change(cgs, set, obj, plan, f);
+		set_free(set);
+		if (!err)
+			err = set_read(settings->common.name, "", set, f);
+		if (!err)
+			err = object_open(settings->max_connections, &again, f);
+		if (!err)
+			err = plan_make(settings, cgs, set, &again, &rest, f);
+		if (err)
+			return err;
+		obj = &again;
+	}
+	return plan_empty(&rest) ? 0 : upgrade_apply(settings, cgs, set, obj, &rest, f);
+}
+
 /* Everything that is pinned is read and checked before the first change. */
 static int load(const struct settings *settings, const struct cgroups *cgs, struct failure *f)
 {
@@ -141,7 +165,9 @@ static int load(const struct settings *settings, const struct cgroups *cgs, stru
 	char done[256];
 	int err;
 
-	err = set_read_both(settings->common.name, &set, &side, f);
+	err = generation_rename_back(settings->common.name, f);
+	if (!err)
+		err = set_read_both(settings->common.name, &set, &side, f);
 	if (!err)
 		err = cgroups_check_overlap(cgs, settings->common.name, f);
 	if (!err)
@@ -155,7 +181,7 @@ static int load(const struct settings *settings, const struct cgroups *cgs, stru
 	if (!err && plan.fresh)
 		err = load_first(settings, cgs, &obj, f);
 	else if (!err && !plan_empty(&plan))
-		err = upgrade_apply(settings, cgs, &set, &obj, &plan, f);
+		err = change(settings, cgs, &set, &obj, &plan, f);
 	if (!err)
 		report(settings, cgs, plan_describe(&plan, settings, done));
 	return err;
@@ -173,7 +199,8 @@ static int run(struct settings *set, struct failure *f)
 	if (lock < 0)
 		return lock;
 	if (set->unload)
-		return unload_run(set->common.name, f);
+		return generation_rename_back(set->common.name, f)
+			       ?: unload_run(set->common.name, f);
 	err = access_group(set->group_name, &set->group, f);
 	if (err)
 		return err;

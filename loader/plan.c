@@ -6,59 +6,44 @@
 
 #include "access.h"
 
+static bool map_fits(const struct pin *pin, const struct bpf_map *map)
+{
+	return pin && pin->key_size == bpf_map__key_size(map) &&
+	       pin->value_size == bpf_map__value_size(map) &&
+	       pin->map_flags == bpf_map__map_flags(map);
+}
+
 /*
  * bpf_map__reuse_fd() takes any map of the type: whether the programs can live with it is ours to
- * say. A set of another ABI can only be replaced as a whole; no such migration exists yet, as there
- * is one ABI only.
+ * say. Where they cannot there will be new maps.
  */
-static int maps_check(const struct set *set, const struct object *obj, struct plan *plan,
-		      struct failure *f)
+static int maps_compare(const struct set *set, const struct object *obj, struct plan *plan,
+			struct failure *f)
 {
+	bool resize = false, other = set->other_abi;
+
 	for (int m = 0; m < PIN_MAP_COUNT; m++) {
 		const struct pin *pin = set_find(set, PIN_MAP, m, false);
-		const struct bpf_map *map = obj->map[m];
+		bool fits = map_fits(pin, obj->map[m]);
+		bool same_size = pin && pin->max_entries == bpf_map__max_entries(obj->map[m]);
 
-		if (pin->key_size != bpf_map__key_size(map) ||
-		    pin->value_size != bpf_map__value_size(map) ||
-		    pin->map_flags != bpf_map__map_flags(map))
-			return fail(f, -EPROTO,
-				    "%s of instance %s was made by another version of tproxy "
-				    "(entries of %u+%u bytes, flags %#x; expected %u+%u, %#x) and "
-				    "cannot be kept; unload it first: tproxy-load --unload --name "
-				    "%s",
-				    pin->file, set->name, pin->key_size, pin->value_size,
-				    pin->map_flags, bpf_map__key_size(map),
-				    bpf_map__value_size(map), bpf_map__map_flags(map), set->name);
-		if (pin->max_entries == bpf_map__max_entries(map))
-			continue;
-		if (!object_map_sized(m))
-			return fail(f, -EPROTO,
-				    "%s of instance %s has %u entries, expected %u, and cannot be "
-				    "kept; unload it first: tproxy-load --unload --name %s",
-				    pin->file, set->name, pin->max_entries,
-				    bpf_map__max_entries(map), set->name);
-		plan->resize[m] = true;
+		other |= !fits || (!same_size && !object_map_sized(m));
+		resize |= fits && !same_size;
 	}
-	if (!set->config)
-		return fail(f, -EIO,
-			    "cannot map map_config of instance %s; unload it first: tproxy-load "
-			    "--unload --name %s",
-			    set->name, set->name);
-	if (set->config->magic != ABI_MAGIC || set->config->abi != ABI_VERSION)
+	if (!set->other_abi && (!set->config || set->config->magic != ABI_MAGIC))
 		return fail(f, -EPROTO,
-			    "the hooks of instance %s speak version %u, this program %u; unload "
-			    "them first: tproxy-load --unload --name %s",
-			    set->name, set->config->magic == ABI_MAGIC ? set->config->abi : 0,
-			    ABI_VERSION, set->name);
+			    "map_config of instance %s cannot be read; unload it first: "
+			    "tproxy-load --unload --name %s",
+			    set->name, set->name);
+	plan->generation = other ? "another version" : resize ? "other map sizes" : NULL;
+	plan->keep_maps = !other;
 	return 0;
 }
 
-static const char *reload_reason(const struct set *set, const struct plan *plan)
+static const char *reload_reason(const struct set *set)
 {
 	if (set->config->build != object_build())
 		return "another build";
-	if (plan_resizes(plan))
-		return "other map sizes";
 	for (int p = 0; p < PIN_PROG_COUNT; p++)
 		if (!set_find(set, PIN_PROG, p, false))
 			return "a pin was missing";
@@ -96,11 +81,10 @@ int plan_make(const struct settings *settings, const struct cgroups *cgs, const 
 		*ret = plan;
 		return 0;
 	}
-	err = maps_check(set, obj, &plan, f);
+	err = maps_compare(set, obj, &plan, f);
 	if (err)
 		return err;
-	plan.reload = reload_reason(set, &plan);
-	plan.settings = config_differs(set->config, settings);
+	plan.settings = set->config && config_differs(set->config, settings);
 	err = access_differs(set->dir, settings->group, f);
 	if (err < 0)
 		return err;
@@ -108,7 +92,6 @@ int plan_make(const struct settings *settings, const struct cgroups *cgs, const 
 	for (size_t c = 0; c < cgs->count; c++)
 		for (int p = 0; p < PIN_HOOK_COUNT; p++)
 			plan.attach += !set_find_link(set, p, cgs->items[c].id);
-	plan.hold = plan_resizes(&plan);
 	for (size_t i = 0; i < set->count; i++) {
 		const struct pin *pin = &set->pins[i];
 
@@ -116,24 +99,20 @@ int plan_make(const struct settings *settings, const struct cgroups *cgs, const 
 			continue;
 		plan.detach++;
 		/* From a cgroup to one inside it, or back: in between both programs would run. */
-		plan.hold |= plan.attach && cgroups_overlapping(cgs, pin->link.cgroup_id);
+		if (!plan.generation && plan.attach &&
+		    cgroups_overlapping(cgs, pin->link.cgroup_id))
+			plan.generation = "cgroups inside one another";
 	}
+	if (!plan.generation)
+		plan.reload = reload_reason(set);
 	*ret = plan;
 	return 0;
 }
 
-bool plan_resizes(const struct plan *plan)
-{
-	for (int m = 0; m < PIN_MAP_COUNT; m++)
-		if (plan->resize[m])
-			return true;
-	return false;
-}
-
 bool plan_empty(const struct plan *plan)
 {
-	return !plan->fresh && !plan->reload && !plan->settings && !plan->access && !plan->attach &&
-	       !plan->detach;
+	return !plan->fresh && !plan->generation && !plan->reload && !plan->settings &&
+	       !plan->access && !plan->attach && !plan->detach;
 }
 
 static void clause(char buf[256], const char *fmt, ...) _printf_(2, 3);
@@ -157,16 +136,16 @@ const char *plan_describe(const struct plan *plan, const struct settings *settin
 		clause(buf, "loaded");
 	if (plan->reload)
 		clause(buf, "programs replaced (%s)", plan->reload);
-	if (plan_resizes(plan))
-		clause(buf, "resized to %llu connections",
+	if (plan->generation)
+		clause(buf, "maps and programs replaced (%s), %llu connections", plan->generation,
 		       (unsigned long long)settings->max_connections);
 	if (plan->settings)
 		clause(buf, "settings stored");
 	if (plan->access)
 		clause(buf, "access rights set");
-	if (plan->attach && !plan->fresh)
+	if (plan->attach && !plan->fresh && !plan->generation)
 		clause(buf, "%zu link%s added", plan->attach, plan->attach == 1 ? "" : "s");
-	if (plan->detach)
+	if (plan->detach && !plan->generation)
 		clause(buf, "%zu link%s removed", plan->detach, plan->detach == 1 ? "" : "s");
 	if (plan_empty(plan))
 		clause(buf, "unchanged");

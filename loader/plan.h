@@ -8,26 +8,22 @@
 #include "set.h"
 
 struct plan {
-	bool fresh;		    /* nothing there: a first load */
-	const char *reload;	    /* why the programs are to be replaced, or NULL */
-	bool resize[PIN_MAP_COUNT]; /* maps to be replaced by ones of another size; implies reload
-				     */
-	bool hold;     /* redirect nothing meanwhile: states in between would misdirect */
-	bool settings; /* stores to map_config */
-	bool access;   /* modes and group of what is pinned */
-	size_t attach; /* links to add */
-	size_t detach; /* links to remove: dead, or of cgroups no longer wanted */
+	bool fresh;		/* nothing there: a first load */
+	const char *generation; /* why a new set is to take the place of the old, or NULL */
+	bool keep_maps;		/* the new set gets all maps but those of another size */
+	const char *reload;	/* why the programs are to be replaced, or NULL */
+	bool settings;		/* stores to map_config */
+	bool access;		/* modes and group of what is pinned */
+	size_t attach;		/* links to add */
+	size_t detach;		/* links to remove: dead, or of cgroups no longer wanted */
 };
 
-/*
- * `obj` is opened, not loaded. Fails where what is pinned cannot be turned into what is wanted
- * while it is in use.
- */
+/* `obj` is opened, not loaded. Where there is a generation to be made, what comes after it is for
+ * another plan. */
 int plan_make(const struct settings *settings, const struct cgroups *cgs, const struct set *set,
 	      const struct object *obj, struct plan *ret, struct failure *f);
 
 bool plan_empty(const struct plan *plan);
-bool plan_resizes(const struct plan *plan);
 
 /* Whether a link stays: alive, under its own name, and of a cgroup that is wanted. */
 bool plan_keeps(const struct cgroups *cgs, const struct pin *pin);

@@ -5,20 +5,22 @@
 #include <fcntl.h>
 #include <string.h>
 
+#include "generation.h"
 #include "log.h"
 #include "unload.h"
 
 static bool has_side_pins(const struct set *set)
 {
 	for (size_t i = 0; i < set->count; i++)
-		if (set->pins[i].side && set->pins[i].kind != PIN_FOREIGN)
+		if (set->pins[i].side && set->pins[i].kind == PIN_PROG)
 			return true;
 	return false;
 }
 
+/* Of another version we do not know which it should have. */
 static bool has_all_maps(const struct set *set)
 {
-	for (int m = 0; m < PIN_MAP_COUNT; m++)
+	for (int m = 0; m < PIN_MAP_COUNT && !set->other_abi; m++)
 		if (!set_find(set, PIN_MAP, m, false))
 			return false;
 	return true;
@@ -40,8 +42,7 @@ static int set_reread(struct set *set, struct failure *f)
 
 /*
  * Whether an interrupted upgrade had got as far as swapping all links: each one runs what was about
- * to be pinned, or is pinned already. Programs get their side pins before maps do, and are renamed
- * before them, so that side pins of maps alone mean the renaming.
+ * to be pinned, or is pinned already.
  */
 static bool upgrade_got_through(const struct set *set)
 {
@@ -62,14 +63,14 @@ static bool upgrade_got_through(const struct set *set)
 	return alive;
 }
 
-static int side_pins_rename(const struct set *set, enum pin_kind kind, struct failure *f)
+static int side_pins_rename(const struct set *set, struct failure *f)
 {
 	char from[PATH_MAX], to[PATH_MAX];
 
 	for (size_t i = 0; i < set->count; i++) {
 		const struct pin *pin = &set->pins[i];
 
-		if (!pin->side || pin->kind != kind)
+		if (!pin->side)
 			continue;
 		set_path(set, pin->file, from);
 		snprintf(to, sizeof(to), "%.*s", (int)(strlen(from) - strlen(PIN_NEW_SUFFIX)),
@@ -106,15 +107,9 @@ static int upgrade_take_back(const struct set *set, struct failure *f)
 			if (err)
 				return err;
 		}
-	/* Maps first: side pins of maps alone would mean that all was done but the renaming. */
-	for (int kind = PIN_MAP; kind <= PIN_PROG; kind++)
-		for (size_t i = 0; i < set->count; i++) {
-			const struct pin *pin = &set->pins[i];
-
-			if (pin->side && (int)pin->kind == kind &&
-			    unlink(set_path(set, pin->file, path)))
-				return fail(f, -errno, "cannot remove %s: %m", path);
-		}
+	for (size_t i = 0; i < set->count; i++)
+		if (set->pins[i].side && unlink(set_path(set, set->pins[i].file, path)))
+			return fail(f, -errno, "cannot remove %s: %m", path);
 	return 0;
 }
 
@@ -183,7 +178,7 @@ int repair_instance(struct set *set, const struct set *side, struct failure *f)
 	if (side->exists) {
 		log_notice("instance %s: removing what an interrupted run left in %s", set->name,
 			   side->dir);
-		err = unload_set(side, f);
+		err = set->exists ? generation_retire(side, set, f) : unload_set(side, f);
 	}
 	if (!err && has_side_pins(set)) {
 		bool through = upgrade_got_through(set);
@@ -193,8 +188,7 @@ int repair_instance(struct set *set, const struct set *side, struct failure *f)
 		if (!through)
 			err = upgrade_take_back(set, f);
 		else
-			err = side_pins_rename(set, PIN_PROG, f)
-				      ?: side_pins_rename(set, PIN_MAP, f);
+			err = side_pins_rename(set, f);
 		if (!err)
 			err = set_reread(set, f);
 	}

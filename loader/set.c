@@ -16,8 +16,23 @@ const enum pin_prog set_attach_order[PIN_HOOK_COUNT] = {
 	PIN_PROG_getsockname6, PIN_PROG_connect4,     PIN_PROG_connect6,
 };
 
+/* What another version may have that this one does not know: by the prefixes alone. */
+static void name_guess(struct pin *pin, const char *base)
+{
+	static const char *const prefixes[] = {[PIN_MAP] = PIN_MAP_PREFIX,
+					       [PIN_PROG] = PIN_PROG_PREFIX,
+					       [PIN_LINK] = PIN_LINK_PREFIX};
+
+	for (size_t kind = 0; kind < ARRAY_SIZE(prefixes); kind++)
+		if (!strncmp(base, prefixes[kind], strlen(prefixes[kind]))) {
+			pin->kind = kind;
+			pin->index = PIN_UNKNOWN;
+			pin->why = NULL;
+		}
+}
+
 /* What a file's name claims to be. */
-static void name_parse(struct pin *pin)
+static void name_parse(struct pin *pin, bool other_version)
 {
 	char base[sizeof(pin->file)];
 	size_t len, suffix = strlen(PIN_NEW_SUFFIX);
@@ -31,8 +46,10 @@ static void name_parse(struct pin *pin)
 	}
 	pin->kind = PIN_FOREIGN;
 	pin->why = "no name that tproxy uses";
+	if (other_version)
+		name_guess(pin, base);
 	for (int m = 0; m < PIN_MAP_COUNT; m++)
-		if (!strcmp(base, pin_maps[m].name)) {
+		if (!pin->side && !strcmp(base, pin_maps[m].name)) {
 			pin->kind = PIN_MAP;
 			pin->index = m;
 		}
@@ -76,8 +93,37 @@ static int fd_is(int fd, enum pin_kind kind)
 	return 0;
 }
 
+/* Whether what the kernel calls an object, cut short there, is `prefix` and then `name`. */
+static bool is_called(const char *kernels, const char *prefix, const char *name)
+{
+	size_t len = strlen(prefix);
+
+	return !strncmp(kernels, prefix, len) &&
+	       !strncmp(kernels + len, name, BPF_OBJ_NAME_LEN - 1 - len);
+}
+
+/* Whether a link of a hook that only another version has runs a program of ours. */
+static int unknown_link_inspect(struct pin *pin, const char **ret_why)
+{
+	struct bpf_link_info link = {};
+	struct bpf_prog_info prog = {};
+	__u32 len = sizeof(link);
+	int fd _cleanup_fd_ = -1;
+
+	if (bpf_obj_get_info_by_fd(pin->fd, &link, &len))
+		return -errno;
+	fd = bpf_prog_get_fd_by_id(link.prog_id);
+	len = sizeof(prog);
+	if (fd < 0 || bpf_obj_get_info_by_fd(fd, &prog, &len))
+		return -errno;
+	pin->link.prog_id = link.prog_id;
+	if (strncmp(prog.name, PIN_OBJECT_PREFIX, strlen(PIN_OBJECT_PREFIX)))
+		*ret_why = "another link";
+	return 0;
+}
+
 /* NULL, or in what a map or program is not ours. */
-static int object_inspect(struct pin *pin, const char **ret_why)
+static int object_inspect(struct pin *pin, bool other_version, const char **ret_why)
 {
 	struct bpf_prog_info prog = {};
 	struct bpf_map_info map = {};
@@ -90,8 +136,8 @@ static int object_inspect(struct pin *pin, const char **ret_why)
 		len = sizeof(map);
 		if (bpf_obj_get_info_by_fd(pin->fd, &map, &len))
 			return -errno;
-		if (strcmp(map.name, pin_maps[pin->index].name) ||
-		    map.type != pin_maps[pin->index].type)
+		if (!is_called(map.name, "", pin->file) ||
+		    (!other_version && map.type != pin_maps[pin->index].type))
 			*ret_why = "another map";
 		pin->id = map.id;
 		pin->key_size = map.key_size;
@@ -103,11 +149,15 @@ static int object_inspect(struct pin *pin, const char **ret_why)
 		len = sizeof(prog);
 		if (bpf_obj_get_info_by_fd(pin->fd, &prog, &len))
 			return -errno;
-		if (strcmp(prog.name, pin_progs[pin->index].object))
+		if (!is_called(prog.name, PIN_OBJECT_PREFIX,
+			       pin->index == PIN_UNKNOWN ? pin->file + strlen(PIN_PROG_PREFIX)
+							 : pin_progs[pin->index].name))
 			*ret_why = "another program";
 		pin->id = prog.id;
 		return 0;
 	case PIN_LINK:
+		if (pin->index == PIN_UNKNOWN)
+			return unknown_link_inspect(pin, ret_why);
 		err = link_inspect(pin->fd, pin->index, &pin->link);
 		if (err == -EINVAL)
 			*ret_why = "another link";
@@ -127,7 +177,7 @@ static int pin_read(const struct set *set, int dir_fd, const char *file, struct 
 	int r;
 
 	snprintf(pin.file, sizeof(pin.file), "%s", file);
-	name_parse(&pin);
+	name_parse(&pin, set->other_abi);
 	if (pin.kind == PIN_FOREIGN)
 		goto out;
 	if (fstatat(dir_fd, file, &st, AT_SYMLINK_NOFOLLOW))
@@ -142,7 +192,7 @@ static int pin_read(const struct set *set, int dir_fd, const char *file, struct 
 		return fail(f, -errno, "cannot open %s: %m%s", path, remedy(errno));
 	r = fd_is(pin.fd, pin.kind);
 	if (r > 0)
-		r = object_inspect(&pin, &pin.why);
+		r = object_inspect(&pin, set->other_abi, &pin.why);
 	else if (!r)
 		pin.why = "another kind of BPF object";
 	if (r < 0) {
@@ -190,12 +240,30 @@ static int dir_open(const char *path, const char *name, struct failure *f)
 	return TAKE_FD(fd);
 }
 
+/* Which other version a set is of: the first two members of map_config are the same in all. */
+static __u32 other_abi(const struct set *set)
+{
+	struct bpf_map_info info = {};
+	char path[PATH_MAX];
+	__u32 *value _cleanup_free_ = NULL;
+	__u32 len = sizeof(info), zero = 0;
+	int fd _cleanup_fd_ = bpf_obj_get(set_path(set, pin_maps[PIN_MAP_config].name, path));
+
+	if (fd < 0 || !fd_is(fd, PIN_MAP) || bpf_obj_get_info_by_fd(fd, &info, &len) ||
+	    info.type != BPF_MAP_TYPE_ARRAY || info.value_size < 2 * sizeof(*value))
+		return 0;
+	value = malloc(info.value_size);
+	if (!value || bpf_map_lookup_elem(fd, &zero, value) || value[0] != ABI_MAGIC)
+		return 0;
+	return value[1] != ABI_VERSION ? value[1] : 0;
+}
+
 static void config_map(struct set *set)
 {
 	const struct pin *pin = set_find(set, PIN_MAP, PIN_MAP_config, false);
 	void *p;
 
-	if (!pin || pin->value_size != sizeof(*set->config))
+	if (!pin || set->other_abi || pin->value_size != sizeof(*set->config))
 		return;
 	p = mmap(NULL, sizeof(*set->config), PROT_READ | PROT_WRITE, MAP_SHARED, pin->fd, 0);
 	if (p != MAP_FAILED)
@@ -216,6 +284,7 @@ int set_read(const char *name, const char *suffix, struct set *ret, struct failu
 	if (fd < 0 && fd != -ENOENT)
 		return fd;
 	set.exists = fd >= 0;
+	set.other_abi = set.exists ? other_abi(&set) : 0;
 	dir = set.exists ? fdopendir(fd) : NULL;
 	if (set.exists && !dir) {
 		fd_close(fd);

@@ -10,14 +10,16 @@
 
 #include "links.h"
 
+#define PIN_UNKNOWN -1
+
 enum pin_kind { PIN_MAP, PIN_PROG, PIN_LINK, PIN_FOREIGN };
 
 struct pin {
 	enum pin_kind kind;
-	int index;	/* enum pin_map or enum pin_prog */
-	bool side;	/* a NAME~new: an object that was about to replace another */
-	int fd;		/* -1 if foreign */
-	__u32 id;	/* of map or program */
+	int index; /* enum pin_map or enum pin_prog; PIN_UNKNOWN: only another version has it */
+	bool side; /* a prog_X~new: a program that was about to replace another */
+	int fd;	   /* -1 if foreign */
+	__u32 id;  /* of map or program */
 	__u32 key_size; /* of a map */
 	__u32 value_size;
 	__u32 max_entries;
@@ -35,7 +37,8 @@ struct set {
 	struct pin *pins;
 	size_t count;
 	size_t foreign;
-	struct tp_config *config; /* mapped, or NULL: none, or of another layout */
+	struct tp_config *config; /* mapped, or NULL: none, or of another version */
+	__u32 other_abi;	  /* which other version it is of; 0: none other that can be seen */
 };
 
 /*

@@ -2,6 +2,8 @@
 #include "transfer.h"
 
 #include <bpf/bpf.h>
+#include <bpf/btf.h>
+#include <bpf/libbpf.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -17,10 +19,15 @@ static void snapshot_free(struct snapshot *s)
 
 #define _cleanup_snapshot_ _cleanup_(snapshot_free)
 
+static size_t entry_size(const struct transfer *t)
+{
+	return t->key_size + t->value_size + t->from_key_size;
+}
+
 static int snapshot_add(struct snapshot *s, const struct transfer *t, const unsigned char *keys,
 			const unsigned char *values, __u32 count)
 {
-	size_t entry = t->key_size + t->value_size;
+	size_t entry = entry_size(t);
 
 	if (s->count + count > s->size) {
 		size_t size = 2 * s->size + count;
@@ -34,8 +41,10 @@ static int snapshot_add(struct snapshot *s, const struct transfer *t, const unsi
 	for (__u32 i = 0; i < count; i++) {
 		unsigned char *to = s->entries + s->count++ * entry;
 
-		memcpy(to, keys + (size_t)i * t->key_size, t->key_size);
-		memcpy(to + t->key_size, values + (size_t)i * t->value_size, t->value_size);
+		convert(&t->key, keys + (size_t)i * t->from_key_size, to);
+		convert(&t->value, values + (size_t)i * t->from_value_size, to + t->key_size);
+		memcpy(to + t->key_size + t->value_size, keys + (size_t)i * t->from_key_size,
+		       t->from_key_size);
 	}
 	return 0;
 }
@@ -51,8 +60,8 @@ static int key_compare(const void *a, const void *b, void *key_size)
  */
 static int snapshot_take(const struct transfer *t, struct snapshot *ret)
 {
-	unsigned char *keys _cleanup_free_ = calloc(BATCH, t->key_size);
-	unsigned char *values _cleanup_free_ = calloc(BATCH, t->value_size);
+	unsigned char *keys _cleanup_free_ = calloc(BATCH, t->from_key_size);
+	unsigned char *values _cleanup_free_ = calloc(BATCH, t->from_value_size);
 	struct snapshot s _cleanup_snapshot_ = {0};
 	__u32 key_size = t->key_size, token = 0;
 	bool first = true, more = true;
@@ -73,7 +82,7 @@ static int snapshot_take(const struct transfer *t, struct snapshot *ret)
 			return -ENOMEM;
 	}
 	if (s.count)
-		qsort_r(s.entries, s.count, t->key_size + t->value_size, key_compare, &key_size);
+		qsort_r(s.entries, s.count, entry_size(t), key_compare, &key_size);
 	*ret = s;
 	s = (struct snapshot){0};
 	return 0;
@@ -86,10 +95,31 @@ static bool untouched(const struct transfer *t, const unsigned char *entry, unsi
 	       !memcmp(buf, entry + t->key_size, t->value_size);
 }
 
-static int entry_new(const struct transfer *t, const unsigned char *now)
+/*
+ * Programs of both sides see the end of an entry that both have; but those of the new one did not
+ * see what came before it was copied, and may wait for that for ever.
+ */
+static int entry_gone(const struct transfer *t, const unsigned char *then, unsigned char *buf)
 {
-	if (bpf_map_update_elem(t->to, now, now + t->key_size, BPF_NOEXIST) && errno != EEXIST)
-		return -errno;
+	const unsigned char *id = then + t->key_size + t->id_at;
+
+	if (bpf_map_lookup_elem(t->to, then, buf) || memcmp(buf + t->id_at, id, t->id_size))
+		return 0;
+	return bpf_map_delete_elem(t->to, then) && errno != ENOENT ? -errno : 0;
+}
+
+/*
+ * One that has gone since it was read would never go from the new map: this run may be killed
+ * before it looks again.
+ */
+static int entry_new(const struct transfer *t, const unsigned char *now, unsigned char *buf)
+{
+	const unsigned char *from_key = now + t->key_size + t->value_size;
+
+	if (bpf_map_update_elem(t->to, now, now + t->key_size, BPF_NOEXIST))
+		return errno == EEXIST ? 0 : -errno;
+	if (bpf_map_lookup_elem(t->from, from_key, buf) && errno == ENOENT)
+		return entry_gone(t, now, buf);
 	return 0;
 }
 
@@ -104,18 +134,11 @@ static int entry_kept(const struct transfer *t, const unsigned char *then, const
 	return 0;
 }
 
-static int entry_gone(const struct transfer *t, const unsigned char *then, unsigned char *buf)
-{
-	if (untouched(t, then, buf) && bpf_map_delete_elem(t->to, then) && errno != ENOENT)
-		return -errno;
-	return 0;
-}
-
 /* Merges two sorted snapshots; what differs is done to the new map. */
-static int differences_apply(const struct transfer *t, const struct snapshot *now,
-			     unsigned char *buf)
+static int differences_apply(const struct transfer *t, unsigned char *buf)
 {
-	size_t entry = t->key_size + t->value_size, i = 0, j = 0;
+	const struct snapshot *now = &t->now;
+	size_t entry = entry_size(t), i = 0, j = 0;
 	int err = 0;
 
 	while (!err && (i < t->last.count || j < now->count)) {
@@ -123,7 +146,7 @@ static int differences_apply(const struct transfer *t, const struct snapshot *no
 		int cmp = i == t->last.count ? 1 : j == now->count ? -1 : memcmp(a, b, t->key_size);
 
 		if (cmp > 0)
-			err = entry_new(t, b);
+			err = entry_new(t, b, buf);
 		else if (cmp < 0)
 			err = entry_gone(t, a, buf);
 		else
@@ -134,29 +157,140 @@ static int differences_apply(const struct transfer *t, const struct snapshot *no
 	return err;
 }
 
-int transfer_sync(struct transfer *t, struct failure *f)
+int transfer_look(struct transfer *t, struct failure *f)
 {
-	unsigned char *buf _cleanup_free_ = malloc(t->value_size);
-	struct snapshot now _cleanup_snapshot_ = {0};
 	int err;
 
-	if (!buf)
-		return fail(f, -ENOMEM, "out of memory");
-	err = snapshot_take(t, &now);
+	snapshot_free(&t->now);
+	err = snapshot_take(t, &t->now);
+	return err ? fail(f, err, "cannot read the entries to carry over: %s%s", strerror(-err),
+			  remedy(err))
+		   : 0;
+}
+
+int transfer_apply(struct transfer *t, struct failure *f)
+{
+	size_t size = t->value_size > t->from_value_size ? t->value_size : t->from_value_size;
+	unsigned char *buf _cleanup_free_ = malloc(size);
+	int err = buf ? differences_apply(t, buf) : -ENOMEM;
+
 	if (err)
-		return fail(f, err, "cannot read the entries to carry over: %s%s", strerror(-err),
-			    remedy(err));
-	err = differences_apply(t, &now, buf);
-	if (err)
-		return fail(f, err, "cannot carry %zu entries over: %s%s", now.count,
+		return fail(f, err, "cannot carry %zu entries over: %s%s", t->now.count,
 			    strerror(-err), remedy(err));
 	snapshot_free(&t->last);
-	t->last = now;
-	now = (struct snapshot){0};
+	t->last = t->now;
+	t->now = (struct snapshot){0};
 	return 0;
 }
 
 void transfer_free(struct transfer *t)
 {
+	converter_free(&t->key);
+	converter_free(&t->value);
 	snapshot_free(&t->last);
+	snapshot_free(&t->now);
+}
+
+const void *transfer_value(const struct transfer *t, size_t i)
+{
+	return t->last.entries + i * entry_size(t) + t->key_size;
+}
+
+/* One side of a transfer. */
+struct map_end {
+	struct bpf_map_info info;
+	struct btf *btf;
+};
+
+static void map_end_free(struct map_end *end)
+{
+	btf__free(end->btf);
+}
+
+#define _cleanup_map_end_ _cleanup_(map_end_free)
+
+static int map_end_read(int fd, struct map_end *ret, struct failure *f)
+{
+	__u32 len = sizeof(ret->info);
+
+	if (bpf_obj_get_info_by_fd(fd, &ret->info, &len))
+		return fail(f, -errno, "cannot inspect a map: %m");
+	if (!ret->info.btf_id || !ret->info.btf_value_type_id)
+		return fail(f, -EPROTO, "%s does not say what is in it, so that it cannot be kept",
+			    ret->info.name);
+	ret->btf = btf__load_from_kernel_by_id(ret->info.btf_id);
+	if (!ret->btf)
+		return fail(f, -errno, "cannot read what is in %s: %m%s", ret->info.name,
+			    remedy(errno));
+	return 0;
+}
+
+static int value_converter(const struct map_end *from, const struct map_end *to,
+			   struct converter *ret)
+{
+	struct layout a = {from->btf, from->info.btf_value_type_id, from->info.value_size};
+	struct layout b = {to->btf, to->info.btf_value_type_id, to->info.value_size};
+
+	return converter_make(&a, &b, ret);
+}
+
+int transfer_open(int from, int to, struct transfer *ret, struct failure *f)
+{
+	struct map_end a _cleanup_map_end_ = {0}, b _cleanup_map_end_ = {0};
+	struct transfer t _cleanup_(transfer_free) = {.from = from, .to = to};
+	int err = map_end_read(from, &a, f) ?: map_end_read(to, &b, f);
+
+	if (err)
+		return err;
+	t.from_key_size = a.info.key_size;
+	t.from_value_size = a.info.value_size;
+	t.key_size = b.info.key_size;
+	t.value_size = t.id_size = b.info.value_size;
+	err = converter_make(&(struct layout){a.btf, a.info.btf_key_type_id, a.info.key_size},
+			     &(struct layout){b.btf, b.info.btf_key_type_id, b.info.key_size},
+			     &t.key)
+		      ?: value_converter(&a, &b, &t.value);
+	if (err)
+		return fail(f, err, "cannot carry %s over: %s%s", a.info.name, strerror(-err),
+			    remedy(err));
+	*ret = t;
+	t = (struct transfer){0};
+	return 0;
+}
+
+/* Bytes of what a system call has for one key. */
+static size_t stride(const struct bpf_map_info *info)
+{
+	return info->type == BPF_MAP_TYPE_PERCPU_ARRAY ? (info->value_size + 7) & ~7U
+						       : info->value_size;
+}
+
+int transfer_array(int from, int to, struct failure *f)
+{
+	struct map_end a _cleanup_map_end_ = {0}, b _cleanup_map_end_ = {0};
+	struct converter c _cleanup_(converter_free) = {0};
+	char *old _cleanup_free_ = NULL, *new _cleanup_free_ = NULL;
+	int err = map_end_read(from, &a, f) ?: map_end_read(to, &b, f);
+	int cpus = 1;
+	__u32 zero = 0;
+
+	if (err)
+		return err;
+	if (b.info.type == BPF_MAP_TYPE_PERCPU_ARRAY)
+		cpus = libbpf_num_possible_cpus();
+	if (cpus < 1 || a.info.type != b.info.type)
+		return fail(f, -EPROTO, "cannot carry %s over: it is another kind of map",
+			    a.info.name);
+	old = calloc(cpus, stride(&a.info));
+	new = calloc(cpus, stride(&b.info));
+	err = !old || !new ? -ENOMEM : value_converter(&a, &b, &c);
+	if (!err && bpf_map_lookup_elem(from, &zero, old))
+		err = -errno;
+	for (int cpu = 0; !err && cpu < cpus; cpu++)
+		convert(&c, old + cpu * stride(&a.info), new + cpu *stride(&b.info));
+	if (!err && bpf_map_update_elem(to, &zero, new, BPF_ANY))
+		err = -errno;
+	return err ? fail(f, err, "cannot carry %s over: %s%s", a.info.name, strerror(-err),
+			  remedy(err))
+		   : 0;
 }

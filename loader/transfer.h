@@ -1,32 +1,48 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Carries the entries of a live hash map over to a new one of another size. While programs still
- * use the old map the new one follows it, one transfer_sync() at a time; once they use the new one
- * a last transfer_sync() brings what changed in between, without undoing what they did since.
+ * Carries the entries of a live hash map over to a new one of another size or layout. While
+ * programs still use the old map the new one follows it, each time it is applied; once they use the
+ * new one a last time brings what changed in between, without undoing what they did since.
  */
 #ifndef TPROXY_LOADER_TRANSFER_H
 #define TPROXY_LOADER_TRANSFER_H
 
 #include <linux/types.h>
 
+#include "convert.h"
 #include "failure.h"
 
 struct snapshot {
-	unsigned char *entries; /* key, value; sorted by key */
+	unsigned char *entries; /* key and value as the new map has them, the old key; sorted */
 	size_t count;
 	size_t size;
 };
 
 struct transfer {
-	int from;
+	int from; /* fds, borrowed */
 	int to;
+	__u32 from_key_size;
+	__u32 from_value_size;
 	__u32 key_size;
 	__u32 value_size;
-	struct snapshot last; /* what `from` held at the last sync */
+	struct converter key;
+	struct converter value;
+	size_t id_at, id_size; /* what of a value tells an entry from a later one of its key */
+	struct snapshot last;  /* what `from` held when it was last applied */
+	struct snapshot now;
 };
 
-/* 0 or -errno; -E2BIG: more entries than the new map takes. */
-int transfer_sync(struct transfer *t, struct failure *f);
+int transfer_open(int from, int to, struct transfer *ret, struct failure *f);
+
+/* Reads what `from` holds; makes `to` hold it. 0 or -errno; -E2BIG: more entries than it takes. */
+int transfer_look(struct transfer *t, struct failure *f);
+int transfer_apply(struct transfer *t, struct failure *f);
 void transfer_free(struct transfer *t);
+
+/* The value of an entry of what was applied last. */
+const void *transfer_value(const struct transfer *t, size_t i);
+
+/* Once, the only element of an array, per CPU or not. */
+int transfer_array(int from, int to, struct failure *f);
 
 #endif

@@ -8,15 +8,7 @@
 
 #include "remedy.h"
 
-enum undo_kind {
-	UNDO_MKDIR,
-	UNDO_PIN,
-	UNDO_ATTACH,
-	UNDO_SWAP,
-	UNDO_RENAME,
-	UNDO_REPLACE,
-	UNDO_PORT
-};
+enum undo_kind { UNDO_MKDIR, UNDO_PIN, UNDO_ATTACH, UNDO_SWAP, UNDO_RENAME, UNDO_REPLACE };
 
 struct undo_step {
 	enum undo_kind kind;
@@ -25,8 +17,6 @@ struct undo_step {
 	int fd;	    /* ATTACH: link, owned; SWAP: link, REPLACE: old object; borrowed */
 	int new_fd; /* SWAP: programs, borrowed */
 	int old_fd;
-	__u16 *port;
-	__u16 old_port;
 };
 
 static void step_free(struct undo_step *step)
@@ -164,18 +154,6 @@ int undo_replace(struct undo *u, const char *from, const char *to, int old_fd, s
 	return step_finish(u, step, err);
 }
 
-int undo_store_port(struct undo *u, __u16 *where, __u16 value, struct failure *f)
-{
-	struct undo_step *step = step_prepare(u, UNDO_PORT, NULL, NULL, f);
-
-	if (!step)
-		return -ENOMEM;
-	step->port = where;
-	step->old_port = __atomic_load_n(where, __ATOMIC_RELAXED);
-	__atomic_store_n(where, value, __ATOMIC_RELEASE);
-	return step_finish(u, step, 0);
-}
-
 void undo_commit(struct undo *u)
 {
 	for (size_t i = 0; i < u->count; i++)
@@ -211,9 +189,6 @@ static void step_undo(const struct undo_step *step)
 	case UNDO_REPLACE:
 		if (!rename(step->to, step->from) && step->fd >= 0)
 			bpf_obj_pin(step->fd, step->to);
-		break;
-	case UNDO_PORT:
-		__atomic_store_n(step->port, step->old_port, __ATOMIC_RELEASE);
 		break;
 	}
 }

@@ -47,9 +47,6 @@ int undo_rename(struct undo *u, const char *from, const char *to, struct failure
  */
 int undo_replace(struct undo *u, const char *from, const char *to, int old_fd, struct failure *f);
 
-/* Stores into the mapped configuration, which must stay mapped until commit or rollback. */
-int undo_store_port(struct undo *u, __u16 *where, __u16 value, struct failure *f);
-
 /* From here on nothing is taken back. */
 void undo_commit(struct undo *u);
 

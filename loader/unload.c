@@ -27,8 +27,12 @@ static void pin_remove(struct removal *rm, const struct pin *pin)
 		rm->err = fail(rm->f, -errno, "cannot remove %s: %m", path);
 }
 
+/* Those of hooks that only another version has may redirect: they go first. */
 static void links_remove(struct removal *rm)
 {
+	for (size_t n = 0; n < rm->set->count; n++)
+		if (rm->set->pins[n].kind == PIN_LINK && rm->set->pins[n].index == PIN_UNKNOWN)
+			pin_remove(rm, &rm->set->pins[n]);
 	for (int i = PIN_HOOK_COUNT - 1; i >= 0; i--)
 		for (size_t n = 0; n < rm->set->count; n++) {
 			const struct pin *pin = &rm->set->pins[n];
@@ -53,19 +57,41 @@ static void others_remove(struct removal *rm)
 			pin_remove(rm, &set->pins[n]);
 }
 
-int unload_set(const struct set *set, struct failure *f)
+static bool redirects(const struct pin *pin)
+{
+	return pin->kind == PIN_LINK &&
+	       (pin->index == PIN_UNKNOWN || pin->index == PIN_PROG_connect4 ||
+		pin->index == PIN_PROG_connect6);
+}
+
+int unload_redirecting(const struct set *set, struct failure *f)
+{
+	struct removal rm = {.set = set, .f = f};
+
+	for (size_t n = 0; n < set->count; n++)
+		if (redirects(&set->pins[n]))
+			pin_remove(&rm, &set->pins[n]);
+	return rm.err;
+}
+
+int unload_retired(const struct set *set, struct failure *f)
 {
 	struct removal rm = {.set = set, .f = f};
 
 	if (!set->exists)
 		return 0;
-	if (set->config && set->config->magic == ABI_MAGIC && set->config->abi == ABI_VERSION)
-		__atomic_store_n(&set->config->enabled, 0, __ATOMIC_RELEASE);
 	links_remove(&rm);
 	others_remove(&rm);
 	if (!rm.err && !set->foreign && rmdir(set->dir) && errno != ENOENT)
 		rm.err = fail(f, -errno, "cannot remove %s: %m", set->dir);
 	return rm.err;
+}
+
+int unload_set(const struct set *set, struct failure *f)
+{
+	if (set->config && set->config->magic == ABI_MAGIC && set->config->abi == ABI_VERSION)
+		__atomic_store_n(&set->config->enabled, 0, __ATOMIC_RELEASE);
+	return unload_retired(set, f);
 }
 
 static size_t links_count(const struct set *set)

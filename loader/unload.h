@@ -12,6 +12,12 @@
  */
 int unload_set(const struct set *set, struct failure *f);
 
+/* Likewise, where the configuration is still in use: another generation has the same. */
+int unload_retired(const struct set *set, struct failure *f);
+
+/* Only the links by which connections are redirected: no new ones come to this set from here on. */
+int unload_redirecting(const struct set *set, struct failure *f);
+
 /* --unload: the instance and what killed runs left of it. Says what was done. */
 int unload_run(const char *name, struct failure *f);
 

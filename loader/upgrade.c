@@ -6,8 +6,6 @@
 
 #include "access.h"
 #include "load.h"
-#include "log.h"
-#include "transfer.h"
 #include "undo.h"
 
 struct upgrade {
@@ -17,38 +15,18 @@ struct upgrade {
 	const struct object *obj;
 	const struct plan *plan;
 	struct failure *f;
-	struct transfer transfer[PIN_MAP_COUNT]; /* of the maps that are resized */
-	int *old_progs;				 /* fds, a pin of the set each; or -1 */
+	int *old_progs; /* fds, a pin of the set each; or -1 */
 	struct undo undo;
 };
 
 static void upgrade_free(struct upgrade *up)
 {
 	undo_rollback(&up->undo); /* before what it borrows goes */
-	for (int m = 0; m < PIN_MAP_COUNT; m++)
-		transfer_free(&up->transfer[m]);
 	for (size_t i = 0; up->old_progs && i < up->set->count; i++)
 		fd_close(up->old_progs[i]);
 	free(up->old_progs);
 }
 
-int upgrade_load(const struct set *set, struct object *obj, const struct plan *plan,
-		 struct failure *f)
-{
-	for (int m = 0; m < PIN_MAP_COUNT; m++) {
-		int err;
-
-		if (plan->resize[m])
-			continue;
-		err = bpf_map__reuse_fd(obj->map[m], set_find(set, PIN_MAP, m, false)->fd);
-		if (err)
-			return fail(f, err, "cannot use the pinned %s: %s", pin_maps[m].name,
-				    strerror(-err));
-	}
-	return object_load(obj, f);
-}
-
-/* Programs before maps: repair.c tells by it how far an interrupted upgrade got. */
 static int side_pins_make(struct upgrade *up)
 {
 	char path[PATH_MAX];
@@ -57,10 +35,6 @@ static int side_pins_make(struct upgrade *up)
 	for (int p = 0; !err && p < PIN_PROG_COUNT; p++)
 		err = undo_pin(&up->undo, object_prog_fd(up->obj, p),
 			       set_side_path(up->set, pin_progs[p].pin, path), up->f);
-	for (int m = 0; !err && m < PIN_MAP_COUNT; m++)
-		if (up->plan->resize[m])
-			err = undo_pin(&up->undo, object_map_fd(up->obj, m),
-				       set_side_path(up->set, pin_maps[m].name, path), up->f);
 	return err;
 }
 
@@ -76,45 +50,7 @@ static int side_pins_rename(struct upgrade *up)
 				   set_path(up->set, pin_progs[p].pin, to), old ? old->fd : -1,
 				   up->f);
 	}
-	for (int m = 0; !err && m < PIN_MAP_COUNT; m++)
-		if (up->plan->resize[m])
-			err = undo_replace(&up->undo,
-					   set_side_path(up->set, pin_maps[m].name, from),
-					   set_path(up->set, pin_maps[m].name, to),
-					   set_find(up->set, PIN_MAP, m, false)->fd, up->f);
 	return err;
-}
-
-static int transfers_sync(struct upgrade *up)
-{
-	int err = 0;
-
-	for (int m = 0; !err && m < PIN_MAP_COUNT; m++)
-		if (up->plan->resize[m])
-			err = transfer_sync(&up->transfer[m], up->f);
-	if (err == -E2BIG)
-		return fail(up->f, err,
-			    "instance %s has more connections now than --max-connections %llu "
-			    "would hold; choose more",
-			    up->set->name, (unsigned long long)up->settings->max_connections);
-	return err;
-}
-
-/*
- * The first pass takes long, the second carries what changed during the first: what is left for the
- * third, after the swap, is little.
- */
-static int transfers_begin(struct upgrade *up)
-{
-	for (int m = 0; m < PIN_MAP_COUNT; m++) {
-		const struct pin *pin = set_find(up->set, PIN_MAP, m, false);
-
-		up->transfer[m] = (struct transfer){.from = pin->fd,
-						    .to = object_map_fd(up->obj, m),
-						    .key_size = pin->key_size,
-						    .value_size = pin->value_size};
-	}
-	return transfers_sync(up) ?: transfers_sync(up);
 }
 
 static int links_swap(struct upgrade *up)
@@ -230,16 +166,6 @@ static int upgrade_prepare(struct upgrade *up)
 	/* Where the rights of all are to change that comes last: it is not taken back. */
 	if (!err && up->plan->reload && !up->plan->access)
 		err = access_set(up->set->dir, up->settings->group, up->f);
-	if (!err && plan_resizes(up->plan))
-		err = transfers_begin(up);
-	/*
-	 * While half of the programs use the new maps and half the old ones, or programs run twice,
-	 * a connection would be redirected by one and unknown to the other. Without a port the
-	 * failure policy applies instead, for the microseconds until settings_store(), or until the
-	 * next run if this one is killed in between.
-	 */
-	if (!err && up->plan->hold)
-		err = undo_store_port(&up->undo, &up->set->config->port, 0, up->f);
 	if (!err && up->plan->reload)
 		err = links_swap(up);
 	if (!err)
@@ -254,11 +180,10 @@ int upgrade_apply(const struct settings *settings, const struct cgroups *cgs, co
 {
 	struct upgrade up _cleanup_(upgrade_free) = {
 		.settings = settings, .cgs = cgs, .set = set, .obj = obj, .plan = plan, .f = f};
-	struct failure second;
 	int err;
 
 	if (plan->reload) {
-		err = upgrade_load(set, obj, plan, f);
+		err = load_against(set, obj, true, f);
 		if (err)
 			return err;
 	}
@@ -274,12 +199,7 @@ int upgrade_apply(const struct settings *settings, const struct cgroups *cgs, co
 	err = links_remove(&up);
 	if (!err && plan->access)
 		err = access_set(set->dir, settings->group, f);
-	if (plan->settings || plan->reload || plan->hold)
+	if (plan->settings || plan->reload)
 		settings_store(&up);
-	up.f = &second;
-	if (transfers_sync(&up))
-		log_warning(
-			"instance %s: some connections made during the upgrade may be reset: %s",
-			set->name, second.text);
 	return err;
 }

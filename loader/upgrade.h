@@ -12,8 +12,4 @@
 int upgrade_apply(const struct settings *settings, const struct cgroups *cgs, const struct set *set,
 		  struct object *obj, const struct plan *plan, struct failure *f);
 
-/* Loads the object against the live maps, less those to be resized. */
-int upgrade_load(const struct set *set, struct object *obj, const struct plan *plan,
-		 struct failure *f);
-
 #endif

@@ -27,6 +27,33 @@ static void well(const struct patient *p, const char *text)
 	finding(p->findings, PROBE_OK, p->name, NULL, "%s", text);
 }
 
+/* A program that was to replace another is the trace of an interrupted upgrade; the rest is not
+ * ours.
+ */
+static void check_strange_pins(const struct patient *p)
+{
+	size_t suffix = strlen(PIN_NEW_SUFFIX), i;
+	json_t *one;
+
+	json_array_foreach (json_object_get(p->in, "strange_pins"), i, one) {
+		const char *file = json_string_value(one);
+		size_t len = strlen(file);
+		char fix[128 + PATH_MAX];
+
+		if (len > suffix && !strcmp(file + len - suffix, PIN_NEW_SUFFIX)) {
+			finding(p->findings, PROBE_WARN, p->name, p->load,
+				"pin %s is left from an upgrade that was interrupted", file);
+			continue;
+		}
+		snprintf(fix, sizeof(fix), "see what it is and remove it: %s/%s",
+			 tree_text(p->in, "directory"), file);
+		finding(p->findings, PROBE_FAIL, p->name, fix,
+			"%s is among the pins but not ours: tproxy-load will not touch this "
+			"instance",
+			file);
+	}
+}
+
 static void check_pins(const struct patient *p)
 {
 	json_t *missing = json_object_get(p->in, "missing_pins"), *one;
@@ -320,8 +347,6 @@ char *checkup_load_command(const json_t *in, uint64_t max)
 
 	if (!out)
 		return NULL;
-	if (tree_true(in, "other_version")) /* which is not changed in place */
-		fprintf(out, "tproxy-load --name %s --unload; ", name);
 	fprintf(out, "tproxy-load --name %s", name);
 	put_cgroups(out, in, &unknown);
 	if (json_object_get(in, "abi"))
@@ -351,6 +376,7 @@ void checkup_instance(json_t *findings, const json_t *in, const json_t *all)
 	if (!json_object_get(in, "abi")) /* nothing else could be read */
 		return;
 	check_pins(&p);
+	check_strange_pins(&p);
 	check_links(&p);
 	check_port(&p);
 	check_proxies(&p);

@@ -138,6 +138,21 @@ static json_t *missing_pins(const char *name, const struct hook_link *links, siz
 	return missing;
 }
 
+/* What has no business in the directory: tproxy-load refuses to touch a set that has such. */
+static json_t *strange_pins(const char *name)
+{
+	json_t *strange = tree_array();
+	char path[PATH_MAX];
+	DIR *dir _cleanup_dir_ = opendir(instance_dir(name, "", path));
+	struct dirent *e;
+
+	while (dir && (e = readdir(dir)))
+		if (strcmp(e->d_name, ".") && strcmp(e->d_name, "..") &&
+		    !instance_is_pin(e->d_name))
+			tree_add(strange, tree_string(e->d_name));
+	return strange;
+}
+
 static json_t *describe_proxies(const struct tp_config *cfg, uint64_t netns)
 {
 	int global = process_pids_are_global();
@@ -205,6 +220,7 @@ static int describe_pins(json_t *tree, const char *name, struct hook_link **ret_
 	cgroups = tree_array();
 	tree_set(tree, "hooks", describe_links(*ret_links, *ret_count, cgroups));
 	tree_set(tree, "missing_pins", missing_pins(name, *ret_links, *ret_count, cgroups));
+	tree_set(tree, "strange_pins", strange_pins(name));
 	tree_set(tree, "cgroups", cgroups);
 	return 0;
 }
@@ -266,7 +282,6 @@ static json_t *describe_instance(const char *name)
 	tree_set(tree, "name", tree_string(name));
 	tree_set(tree, "directory", tree_string(instance_dir(name, "", dir)));
 	err = instance_open(name, ~0U, &inst, &f);
-	tree_set(tree, "other_version", tree_bool(err == -EPROTO));
 	r = describe_pins(tree, name, &links, &count, err ? &second : &f);
 	tree_set(tree, "max_connections", tree_number(max_connections(name, links, count)));
 	if (!config_read(name, links, count, &config)) {

@@ -137,7 +137,15 @@ static const json_t *instance_of(const json_t *all, const char *name)
 	return NULL;
 }
 
-/* NAME~new is where a load prepares an instance; nobody but a running loader needs it. */
+static bool is_staging(const char *file)
+{
+	size_t len = strlen(file), suffix = strlen(PIN_NEW_SUFFIX);
+
+	return len > suffix && (!strcmp(file + len - suffix, PIN_NEW_SUFFIX) ||
+				!strcmp(file + len - suffix, PIN_OLD_SUFFIX));
+}
+
+/* Where a load prepares an instance, or retires one; nobody but a running loader needs it. */
 static void check_staging(json_t *findings, const json_t *all)
 {
 	size_t suffix = strlen(PIN_NEW_SUFFIX);
@@ -147,12 +155,11 @@ static void check_staging(json_t *findings, const json_t *all)
 
 	while (dir && (e = readdir(dir))) {
 		char *fix _cleanup_free_ = NULL, name[NAME_MAX + 1], unload[NAME_MAX + 64];
-		size_t len = strlen(e->d_name);
 		const json_t *in;
 
-		if (len <= suffix || strcmp(e->d_name + len - suffix, PIN_NEW_SUFFIX))
+		if (!is_staging(e->d_name))
 			continue;
-		snprintf(name, sizeof(name), "%.*s", (int)(len - suffix), e->d_name);
+		snprintf(name, sizeof(name), "%.*s", (int)(strlen(e->d_name) - suffix), e->d_name);
 		if (instance_name_check(name, &ignored))
 			continue;
 		in = instance_of(all, name); /* in force: not to be unloaded for this */

@@ -197,8 +197,8 @@ class Sandbox:
 
     # --- the instance ---
 
-    def loader(self, *words, check=True, prefix=()):
-        return run([*prefix, system.LOAD, "--name", self.name, *words], check)
+    def loader(self, *words, check=True, prefix=(), binary=system.LOAD):
+        return run([*prefix, binary, "--name", self.name, *words], check)
 
     def load(self, *words, **options):
         return self.loader("--cgroup", self.cgroup, *words, **options)
@@ -282,5 +282,8 @@ class Sandbox:
 
     def wait_no_records(self):
         """Every record must go once its sockets have gone."""
-        wait_for(lambda: not self.map("socks") and not self.map("ports"),
-                 "map_socks and map_ports to be empty")
+        try:
+            wait_for(lambda: not self.map("socks") and not self.map("ports"),
+                     "map_socks and map_ports to be empty")
+        except Failed as error:
+            raise Failed(f"{error}; there are {self.map('socks')} {self.map('ports')}") from None

@@ -200,8 +200,20 @@ def kill_proxy(box):
     box.proxy.stop(signal.SIGKILL)
 
 
+def leave_side_pin(box):
+    run(["bpftool", "prog", "pin", "pinned", box.pins / "prog_sockops",
+         box.pins / "prog_sockops~new"])
+
+
+def add_foreign_pin(box):
+    run(["bpftool", "map", "create", box.pins / "visitor", "type", "array", "key", "4", "value", "4",
+         "entries", "1", "name", "visitor"])
+
+
 @case_for({
     "a missing pin": (remove_program_pin, 1, "prog_connect4"),
+    "a foreign pin": (add_foreign_pin, 1, "visitor"),
+    "an interrupted upgrade": (leave_side_pin, None, "prog_sockops~new"),
     "a cgroup that was made again": (remake_cgroup, 1, "cgroup"),
     "another ABI": (pretend_another_abi, 1, "version 99"),
     "a proxy that died": (kill_proxy, None, "prox"),

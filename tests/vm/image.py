@@ -152,6 +152,7 @@ def write_userland(out, root, output):
     trees += _files(PYTHON, PYTHON_WITHOUT)
     ours = [output / name for name in PROGRAMS]
     ours += filter(_is_program, sorted((output / "tests").glob("*")))
+    ours += [path for name in PROGRAMS for path in (output / "tests/variants").glob(f"*/{name}")]
     loadable = [path for path in trees if os.access(path, os.X_OK) or path.endswith(".so")]
     for path in [BUSYBOX, *tools, *trees, *_libraries([*tools, *ours, *loadable])]:
         cpio.copy(path)

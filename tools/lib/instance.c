@@ -19,6 +19,14 @@
 #define ports_VALUE sizeof(__u64)
 #define ports_TYPE  BPF_MAP_TYPE_HASH
 
+#define live_socks_KEY	 sizeof(__u32)
+#define live_socks_VALUE sizeof(__u32)
+#define live_socks_TYPE	 BPF_MAP_TYPE_ARRAY_OF_MAPS
+
+#define live_ports_KEY	 sizeof(__u32)
+#define live_ports_VALUE sizeof(__u32)
+#define live_ports_TYPE	 BPF_MAP_TYPE_ARRAY_OF_MAPS
+
 #define listeners_KEY	sizeof(int)
 #define listeners_VALUE sizeof(struct tp_mark)
 #define listeners_TYPE	BPF_MAP_TYPE_SK_STORAGE
@@ -50,10 +58,10 @@ const struct pin_map_def pin_maps[PIN_MAP_COUNT] = {
 };
 
 const struct pin_prog_def pin_progs[PIN_PROG_COUNT] = {
-#define X(n, type) {#n, PIN_PROG_PREFIX #n, "tp_" #n, type},
+#define X(n, type) {#n, PIN_PROG_PREFIX #n, PIN_OBJECT_PREFIX #n, type},
 	PIN_HOOKS(X)
 #undef X
-#define X(n) {#n, PIN_PROG_PREFIX #n, "tp_" #n, 0},
+#define X(n) {#n, PIN_PROG_PREFIX #n, PIN_OBJECT_PREFIX #n, 0},
 		PIN_FILTERS(X)
 #undef X
 };
@@ -224,8 +232,7 @@ int instance_find_map(int prog_fd, enum pin_map map)
 	return -ENOENT;
 }
 
-/* Other programs pin maps in directories of theirs: only the names of our tables. */
-static int is_pin_name(const char *file)
+int instance_is_pin(const char *file)
 {
 	size_t prefix = strlen(PIN_LINK_PREFIX);
 
@@ -258,7 +265,7 @@ static int dir_holds_pins(int root, const char *name)
 		return 0;
 	}
 	while ((e = readdir(dir)))
-		if (is_pin_name(e->d_name))
+		if (instance_is_pin(e->d_name))
 			return 1;
 	return 0;
 }

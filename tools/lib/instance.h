@@ -97,6 +97,9 @@ int instance_open_doorman(const char *name, struct failure *f);
  */
 int instance_find_map(int prog_fd, enum pin_map map);
 
+/* Whether a file's name is one of our tables'. Other programs pin maps in directories of theirs. */
+int instance_is_pin(const char *file);
+
 /* Calls cb for each directory of bpffs that holds a map_config or any other pin of ours. Returns
  * the first non-zero result of cb, 0, or -errno. */
 int instance_each(int (*cb)(const char *name, void *user), void *user);

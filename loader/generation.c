@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: BSD-2-Clause
+/*
+ * Theory of operation
+ *
+ * Two sets with connections of their own can run side by side: each knows only its own. A
+ * connection that the old one has redirected goes to the loopback address by the time the new one
+ * sees it, which leaves it alone. So the new set is attached in addition, completely; then the old
+ * one's connect hooks go, one call a cgroup; from that instant connections are the new one's. The
+ * other old hooks serve those they know until the new set knows them too.
+ *
+ * A record that is copied between a program's two looks at it, or freed while it is copied, is put
+ * right by copying again after all programs that ran have ended: transfer.h.
+ */
+#include "generation.h"
+
+#include <bpf/bpf.h>
+#include <fcntl.h>
+#include <linux/membarrier.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/syscall.h>
+
+#include "load.h"
+#include "log.h"
+#include "remedy.h"
+#include "transfer.h"
+#include "unload.h"
+
+#define HELD_MS	 2000 /* for clients in mid-handshake with a tproxyd of the old version */
+#define QUIET_MS 100  /* and this long without any, as the last ones may just be accepted */
+#define LOOK_MS	 20
+
+/* What connections have; everything else is a tproxyd's, which enters it anew. */
+static const struct {
+	enum pin_map map, live;
+} carried[] = {
+	{PIN_MAP_socks, PIN_MAP_live_socks},
+	{PIN_MAP_ports, PIN_MAP_live_ports},
+};
+
+struct handover {
+	struct transfer transfer[ARRAY_SIZE(carried)]; /* one that was not opened does nothing */
+	struct failure *f;
+};
+
+static void handover_close(struct handover *h)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(carried); i++)
+		transfer_free(&h->transfer[i]);
+}
+
+#define _cleanup_handover_ _cleanup_(handover_close)
+
+/* Whether it is to our version. */
+static bool has_records(const struct transfer *t)
+{
+	return t->value_size == sizeof(struct tp_record);
+}
+
+/* `to`: the maps that inherit, in the order of `carried`; -1: none. Borrowed, as those of `from`.
+ */
+static int handover_open(struct handover *h, const struct set *from,
+			 const int to[ARRAY_SIZE(carried)])
+{
+	for (size_t i = 0; i < ARRAY_SIZE(carried); i++) {
+		const struct pin *old = set_find(from, PIN_MAP, carried[i].map, false);
+		int err = 0;
+
+		if (old && to[i] >= 0)
+			err = transfer_open(old->fd, to[i], &h->transfer[i], h->f);
+		if (err)
+			return err;
+	}
+	if (has_records(&h->transfer[0])) { /* a socket may connect again */
+		h->transfer[0].id_at = offsetof(struct tp_record, start_ns);
+		h->transfer[0].id_size = sizeof(__u64);
+	}
+	return 0;
+}
+
+/* A port's record is older than the port: none is carried over without. */
+static int handover_sync(struct handover *h)
+{
+	int err = 0;
+
+	for (size_t i = ARRAY_SIZE(carried); !err && i > 0; i--)
+		if (h->transfer[i - 1].value.size)
+			err = transfer_look(&h->transfer[i - 1], h->f);
+	for (size_t i = 0; !err && i < ARRAY_SIZE(carried); i++)
+		if (h->transfer[i].value.size)
+			err = transfer_apply(&h->transfer[i], h->f);
+	if (err == -E2BIG)
+		return fail(h->f, err,
+			    "there are more connections now than --max-connections would hold; "
+			    "choose more");
+	return err;
+}
+
+/* Once the new set is in force there is no way back: what does not fit is forgotten. */
+static int handover_finish(struct handover *h)
+{
+	int err = handover_sync(h);
+
+	if (err != -E2BIG)
+		return err;
+	log_warning("some connections lose their names for themselves: %s", h->f->text);
+	return 0;
+}
+
+/* Until all programs that run now have ended. A kernel that refuses has to do without. */
+static void programs_wait(void)
+{
+	syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
+}
+
+/* In mid-handshake: tproxyd has not said yet what the server sees. */
+static bool any_held(const struct transfer *t)
+{
+	for (size_t i = 0; i < t->last.count; i++) {
+		struct tp_record rec;
+
+		memcpy(&rec, transfer_value(t, i), sizeof(rec));
+		if (rec.src.family && !rec.local.family && !(rec.flags & TP_RECORD_CLOSED))
+			return true;
+	}
+	return false;
+}
+
+/* A tproxyd of the old version lets its held clients in only with the old hooks in place. */
+static int held_wait(struct handover *h)
+{
+	int left = HELD_MS, quiet = 0, err = 0;
+
+	if (!has_records(&h->transfer[0]))
+		return 0;
+	while (!err && left > 0 && quiet < QUIET_MS) {
+		poll(NULL, 0, LOOK_MS);
+		left -= LOOK_MS;
+		err = handover_finish(h);
+		quiet = any_held(&h->transfer[0]) ? 0 : quiet + LOOK_MS;
+	}
+	return err;
+}
+
+/* Enters a set's maps for the doorman of `to`. Which each array refers to is the same for all. */
+static int live_enter(const struct set *to, const struct set *set, __u32 index, struct failure *f)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(carried); i++) {
+		const struct pin *live = set_find(to, PIN_MAP, carried[i].live, false);
+		const struct pin *map = set_find(set, PIN_MAP, carried[i].map, false);
+
+		if (live && map && bpf_map_update_elem(live->fd, &index, &map->fd, BPF_ANY))
+			return fail(f, -errno, "cannot show the doorman a map of %s: %m%s",
+				    set->dir, remedy(errno));
+	}
+	return 0;
+}
+
+static void live_leave(const struct set *to, __u32 index)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(carried); i++) {
+		const struct pin *live = set_find(to, PIN_MAP, carried[i].live, false);
+
+		if (live)
+			bpf_map_delete_elem(live->fd, &index);
+	}
+}
+
+/* `same`: of our version, which share the doorman that tproxyd has on its listeners. */
+static int retire(struct handover *h, const struct set *from, const struct set *to)
+{
+	bool same = !from->other_abi && !to->other_abi;
+	int err = 0;
+
+	if (same)
+		err = live_enter(to, from, TP_LIVE_PREVIOUS, h->f)
+			      ?: live_enter(to, to, TP_LIVE_PRESENT, h->f);
+	if (!err)
+		err = handover_finish(h);
+	if (!err && to->config)
+		__atomic_store_n(&to->config->enabled, 1, __ATOMIC_RELEASE);
+	if (!err)
+		err = unload_redirecting(from, h->f);
+	programs_wait();
+	if (!err && !same)
+		err = held_wait(h);
+	if (!err)
+		err = handover_finish(h);
+	programs_wait();
+	if (!err)
+		err = handover_finish(h);
+	if (err)
+		return err;
+	live_leave(to, TP_LIVE_NEXT);
+	live_leave(to, TP_LIVE_PREVIOUS);
+	return unload_retired(from, h->f);
+}
+
+/*
+ * A set that never came to be in force, on the same cgroups as the one it was to replace, has
+ * copies alone. They may have missed the end of their connections, so they must not find their way
+ * back.
+ */
+static bool has_copies_only(const struct set *from, const struct set *to)
+{
+	const struct pin *ours = set_find(from, PIN_MAP, PIN_MAP_socks, false);
+	const struct pin *theirs = set_find(to, PIN_MAP, PIN_MAP_socks, false);
+
+	if (!ours || !theirs || ours->id < theirs->id) /* ids only grow */
+		return false;
+	for (size_t i = 0; i < from->count; i++) {
+		const struct pin *pin = &from->pins[i];
+
+		if (pin->kind == PIN_LINK && pin->index != PIN_UNKNOWN && pin->link.cgroup_id &&
+		    !set_find_link(to, pin->index, pin->link.cgroup_id))
+			return false;
+	}
+	return true;
+}
+
+int generation_retire(const struct set *from, const struct set *to, struct failure *f)
+{
+	struct handover h _cleanup_handover_ = {.f = f};
+	int fds[ARRAY_SIZE(carried)];
+
+	for (size_t i = 0; i < ARRAY_SIZE(carried); i++) {
+		const struct pin *pin = set_find(to, PIN_MAP, carried[i].map, false);
+
+		fds[i] = pin ? pin->fd : -1;
+	}
+	if (has_copies_only(from, to))
+		return retire(&h, from, to);
+	return handover_open(&h, from, fds) ?: retire(&h, from, to);
+}
+
+/*
+ * What is known of the instance and of the proxies in it. The old settings are those of the old
+ * hooks, beside which the new ones will run for a moment.
+ */
+static int config_carry(const struct set *set, const struct object *obj, struct failure *f)
+{
+	int to = object_map_fd(obj, PIN_MAP_config);
+	struct tp_config config;
+	__u32 zero = 0;
+	int err = transfer_array(set_find(set, PIN_MAP, PIN_MAP_config, false)->fd, to, f);
+
+	if (err)
+		return err;
+	if (bpf_map_lookup_elem(to, &zero, &config))
+		return fail(f, -errno, "cannot read map_config: %m");
+	config.magic = ABI_MAGIC;
+	config.abi = ABI_VERSION;
+	config.enabled = 0;
+	config.grant = config.grant ?: load_grant();
+	config.ports = config.ports ?: 1; /* a version that knew of no more than one */
+	config.build = object_build();
+	config.loaded_ns = load_time();
+	snprintf(config.name, sizeof(config.name), "%s", set->name);
+	if (bpf_map_update_elem(to, &zero, &config, BPF_ANY))
+		return fail(f, -errno, "cannot write map_config: %m");
+	return 0;
+}
+
+static int maps_load(const struct set *set, struct object *obj, const struct plan *plan,
+		     struct failure *f)
+{
+	const struct pin *stats = set_find(set, PIN_MAP, PIN_MAP_stats, false);
+	int err;
+
+	if (plan->keep_maps)
+		return load_against(set, obj, false, f);
+	err = object_load(obj, f);
+	if (!err)
+		err = config_carry(set, obj, f);
+	if (!err && stats)
+		err = transfer_array(stats->fd, object_map_fd(obj, PIN_MAP_stats), f);
+	return err;
+}
+
+static void dir_names(const char *name, char dir[PATH_MAX], char new[PATH_MAX], char old[PATH_MAX])
+{
+	instance_dir(name, "", dir);
+	instance_dir(name, PIN_NEW_SUFFIX, new);
+	instance_dir(name, PIN_OLD_SUFFIX, old);
+}
+
+/* bpffs exchanges directories from Linux 6.1 on. */
+static int dirs_exchange(const char *name, struct failure *f)
+{
+	char dir[PATH_MAX], new[PATH_MAX], old[PATH_MAX];
+
+	dir_names(name, dir, new, old);
+	if (!renameat2(AT_FDCWD, new, AT_FDCWD, dir, RENAME_EXCHANGE))
+		return 0;
+	if (errno == EINVAL && !rename(dir, old)) {
+		if (!rename(new, dir))
+			return rename(old, new) ? fail(f, -errno, "cannot rename %s: %m%s", old,
+						       remedy(errno))
+						: 0;
+		fail(f, -errno, "cannot rename %s: %m%s", new, remedy(errno));
+		rename(old, dir);
+		return -EIO;
+	}
+	return fail(f, -errno, "cannot exchange %s and %s: %m%s", new, dir, remedy(errno));
+}
+
+int generation_rename_back(const char *name, struct failure *f)
+{
+	char dir[PATH_MAX], new[PATH_MAX], old[PATH_MAX];
+	const char *to;
+
+	dir_names(name, dir, new, old);
+	to = access(dir, F_OK) ? dir : new;
+	if (!renameat2(AT_FDCWD, old, AT_FDCWD, to, RENAME_NOREPLACE) || errno == ENOENT)
+		return 0;
+	return fail(f, -errno, "cannot rename %s to %s: %m%s", old, to, remedy(errno));
+}
+
+/* In the order in which each step finds what it needs; the last one decides. */
+static int take_over(struct handover *h, const struct set *set, const struct object *obj,
+		     const struct plan *plan, const struct cgroups *cgs)
+{
+	struct undo undo _cleanup_(undo_commit) = {0}; /* it is not undone, but retired */
+	struct set side _cleanup_set_ = {0};
+	int fds[ARRAY_SIZE(carried)];
+	int err = set_read(set->name, PIN_NEW_SUFFIX, &side, h->f);
+
+	for (size_t i = 0; i < ARRAY_SIZE(carried); i++)
+		fds[i] = object_map_fd(obj, carried[i].map);
+	if (!err && plan->keep_maps)
+		err = live_enter(set, &side, TP_LIVE_NEXT, h->f);
+	if (!err)
+		err = load_attach(&undo, obj, cgs, set->name, h->f);
+	if (!err)
+		err = handover_open(h, set, fds);
+	if (!err)
+		err = handover_sync(h);
+	return err ?: dirs_exchange(set->name, h->f);
+}
+
+/* Where cgroups are inside one another it may have connections of its own. */
+static void take_back(const struct set *set)
+{
+	struct set side _cleanup_set_ = {0};
+	struct failure f;
+
+	if (set_read(set->name, PIN_NEW_SUFFIX, &side, &f) || generation_retire(&side, set, &f))
+		log_warning("instance %s: %s", set->name, f.text);
+}
+
+int generation_change(const struct cgroups *cgs, const struct set *set, struct object *obj,
+		      const struct plan *plan, struct failure *f)
+{
+	struct handover h _cleanup_handover_ = {.f = f};
+	struct set to _cleanup_set_ = {0}, from _cleanup_set_ = {0};
+	struct undo undo _cleanup_undo_ = {0};
+	int err;
+
+	err = maps_load(set, obj, plan, f);
+	if (!err)
+		err = load_pin(&undo, obj, set->name, f);
+	if (err)
+		return err;
+	undo_commit(&undo);
+	err = take_over(&h, set, obj, plan, cgs);
+	if (err) {
+		take_back(set);
+		return err;
+	}
+	err = set_read_both(set->name, &to, &from, f);
+	if (!err && to.config) {
+		__atomic_store_n(&to.config->build, object_build(), __ATOMIC_RELAXED);
+		__atomic_store_n(&to.config->loaded_ns, load_time(), __ATOMIC_RELAXED);
+	}
+	if (!err)
+		err = retire(&h, &from, &to);
+	if (err)
+		log_warning("instance %s: the new hooks are in force, but the old ones have not "
+			    "gone yet; run it again",
+			    set->name);
+	return err;
+}

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""The system calls by which a command changes what outlives it, and trouble at each of them."""
+
+import re
+
+from .system import run, tmpdir
+
+# Calls that change what outlives the process; exit_group: everything is done.
+CALLS = "bpf,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,mount,munmap,exit_group"
+CHANGING_BPF = re.compile(
+    r"BPF_(OBJ_PIN|LINK_(CREATE|UPDATE|DETACH)|PROG_ATTACH|MAP_(UPDATE|DELETE)_ELEM)")
+
+
+def stop_points(command):
+    """(call, its number) of each changing call of an undisturbed run."""
+    with tmpdir() as directory:
+        log = directory / "strace"
+        run(["strace", "-qq", "-o", log, "-e", f"trace={CALLS}", *command])
+        points, counts, changed = [], {}, False
+        for text in log.read_text().splitlines():
+            call = text.partition("(")[0]
+            counts[call] = counts.get(call, 0) + 1
+            changes = CHANGING_BPF.search(text) if call == "bpf" else call not in ("munmap",)
+            changed = changed or bool(changes)
+            # A store into map_config's mapping is no call; it lies before an unmapping.
+            if changes or (call == "munmap" and changed):
+                points.append((call, counts[call]))
+    return points
+
+
+def run_with(trouble, command, point):
+    """Runs it with strace's `trouble` (signal=KILL, error=ENOMEM) at a point."""
+    call, number = point
+    return run(["strace", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e",
+                f"inject={call}:{trouble}:when={number}", *command], check=False)
+
+
+def kill_at(command, point):
+    done = run_with("signal=KILL", command, point)
+    assert done.returncode in (-9, 137), f"not killed at {point}: {done.returncode} {done.stderr}"
