@@ -22,7 +22,10 @@
 
 /* X(name): pinned as map_NAME, called map_NAME in the object. */
 #define PIN_MAPS(X) \
-	X(config) X(socks) X(ports) X(listeners) X(doors) X(rings) X(routes) X(failed) X(stats)
+	X(config)   \
+	X(socks)    \
+	X(ports)    \
+	X(listeners) X(doors) X(rings) X(routes) X(failed) X(stats) X(proxies) X(windows)
 
 /* X(name, attach type): pinned as prog_NAME, called tp_NAME in the object, attached to a cgroup. */
 #define PIN_HOOKS(X)                                  \

@@ -18,8 +18,8 @@ void session_held(struct proxy *p, const struct tp_record *client, const struct 
 /* Ends a session; it is closed and logged after the batch. `reset`: with RST instead of FIN. */
 void session_finish(struct proxy *p, struct session *s, enum session_end end, int reset);
 
-/* Whether the table and the descriptor limit allow one session more; closes idle pipes for it. */
-int session_room(struct proxy *p);
+/* Ends a session that has relayed nothing for too long. */
+void session_timed_out(struct proxy *p, struct session *s, enum session_end end);
 
 /* An epoll event on one of the session's sockets. */
 void session_event(struct proxy *p, struct session *s, enum side side, uint32_t events);
