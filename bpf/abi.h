@@ -69,14 +69,21 @@ struct tp_record {
 
 /*
  * Key of map_ports, where the address is the client's and the value its socket cookie (__u64), and
- * of map_failed, where it is a destination and the value the CLOCK_BOOTTIME (__u64, ns) until which
- * it is left alone after a failure that its client could not be told properly.
+ * of map_failed, where it is a destination.
  */
 struct tp_port_key {
 	__u64 netns;
 	__u8 ip[16];	  /* as in tp_endpoint */
 	__u16 port;	  /* host order */
 	__u16 proxy_port; /* 0 in map_failed */
+	__u32 reserved;
+};
+
+/* Value of map_failed: a destination that failed a moment ago. */
+struct tp_failed {
+	__u64 until; /* CLOCK_BOOTTIME, ns */
+	__u32 error; /* what its clients meet meanwhile: EADDRNOTAVAIL, as there is no local port
+		      * for it, or 0: what they meet without the proxy */
 	__u32 reserved;
 };
 
@@ -146,6 +153,21 @@ enum tp_event_type {
 enum tp_live { TP_LIVE_PRESENT, TP_LIVE_NEXT, TP_LIVE_PREVIOUS, TP_LIVE_MAPS };
 
 #define TP_RING_SIZE (1 << 20) /* bytes: some 5,000 events */
+
+/*
+ * Value of map_windows, by slot of a tproxyd and user: how many SYNs of that user have come since
+ * the window began. It ends when what was in the ring at its beginning has been read. So of one
+ * user there are at most twice TP_WINDOW_SYNS events in a ring, half of what it holds.
+ */
+struct tp_window {
+	__u64 end; /* position in the ring */
+	__u32 syns;
+	__u32 reserved;
+};
+
+#define TP_WINDOW_BITS 8 /* users whose numbers hash to the same window share it */
+#define TP_WINDOWS     (1 << TP_WINDOW_BITS) /* a tproxyd */
+#define TP_WINDOW_SYNS 1200
 
 /*
  * A granted SYN carries, as its payload, the source address that the server sees. The doorman puts
@@ -251,6 +273,7 @@ static inline __u16 tp_port_of(const struct tp_config *config, __u64 cookie)
 	X(no_listener, "no proxy listening in the client's network namespace")                     \
 	X(untrusted_listener, "the proxy's port is held by a stranger")                            \
 	X(failed_before, "destinations that failed a moment ago, left alone for the native error") \
+	X(no_local_port, "destinations for which no port is left, failed as without a proxy")      \
 	X(no_route, "destinations without a route, failed as without a proxy")                     \
 	X(no_record_space, "map_socks is full or out of memory")                                   \
 	X(passed_by_policy, "went direct because no proxy could take them")                        \
@@ -276,6 +299,33 @@ struct tp_stats {
 };
 
 /*
+ * What each tproxyd counts: X(name, what it says to a human). Value of map_proxies (an array,
+ * mmapable), by slot of tp_config.proxies. That tproxyd writes it by aligned stores through a
+ * mapping, but for over_ring_share, which is the doorman's; a tproxyd that was not there before
+ * begins at 0. A SYN that is not answered comes again, and is counted again.
+ */
+#define TP_PROXY_COUNTERS(X)                                                           \
+	X(sessions, "sessions open now")                                               \
+	X(accepted, "sessions begun")                                                  \
+	X(table_full, "told to wait: max-sessions reached")                            \
+	X(over_uid_share, "told to wait: their user has max-sessions-per-uid")         \
+	X(over_cgroup_share, "told to wait: their cgroup has max-sessions-per-cgroup") \
+	X(over_ring_share, "told to wait: too many SYNs of their user at once")        \
+	X(no_descriptors, "told to wait: no descriptors")                              \
+	X(no_memory, "told to wait: no memory")                                        \
+	X(no_local_port, "upstreams that failed for want of a local port")             \
+	X(no_pipe, "times that bytes had to wait for a pipe")                          \
+	X(idle_timeout, "sessions ended by idle-timeout")                              \
+	X(half_closed_timeout, "sessions ended by half-closed-timeout")                \
+	X(log_lines_lost, "lines that the log did not take")
+
+struct tp_proxy_stats {
+#define X(name, text) __u64 name;
+	TP_PROXY_COUNTERS(X)
+#undef X
+};
+
+/*
  * A socket option of our own, answered by the getsockopt hook on an accepted socket: the whole
  * struct tp_record in one call. The level is one that no protocol uses.
  */
@@ -293,5 +343,7 @@ _Static_assert(sizeof(struct tp_event_gone) == 16, "tp_event_gone");
 _Static_assert(offsetof(struct tp_event_stray, segment) == 32, "tp_event_stray");
 _Static_assert(sizeof(struct tp_proxy) == 24, "tp_proxy");
 _Static_assert(sizeof(struct tp_config) == 264, "tp_config");
+_Static_assert(sizeof(struct tp_failed) == 16, "tp_failed");
+_Static_assert(sizeof(struct tp_window) == 16, "tp_window");
 
 #endif

@@ -11,6 +11,7 @@ enum verdict {
 	VERDICT_PASS,	  /* untouched */
 	VERDICT_REDIRECT, /* to the proxy's port on loopback; the record is stored */
 	VERDICT_NO_PROXY, /* nobody to take it: the failure policy decides */
+	VERDICT_NO_PORT,  /* no local port for the upstream: what the kernel says of that */
 	VERDICT_NO_ROUTE, /* no way to the destination: what the kernel says of that */
 };
 
@@ -140,14 +141,25 @@ static __always_inline int route_error(__u64 netns, const struct tp_endpoint *ds
 	return error ? *error : 0;
 }
 
-static __always_inline int failed_before(const struct tp_record *rec)
+/* VERDICT_REDIRECT: it did not, as far as is known. */
+static __always_inline enum verdict failed_before(const struct tp_record *rec)
 {
+	struct tp_failed *failed;
 	struct tp_port_key key;
-	__u64 *until;
 
 	port_key(&key, rec->netns, &rec->dst, 0);
-	until = bpf_map_lookup_elem(&map_failed, &key);
-	return until && *until > bpf_ktime_get_boot_ns();
+	failed = bpf_map_lookup_elem(&map_failed, &key);
+	if (!failed || failed->until <= bpf_ktime_get_boot_ns())
+		return VERDICT_REDIRECT;
+	if (!failed->error) {
+		COUNT(failed_before);
+		return VERDICT_PASS;
+	}
+	/* One that chose its source has other ports left. */
+	if (!retval_settable() || rec->flags & (TP_RECORD_BOUND_ADDR | TP_RECORD_BOUND_PORT))
+		return VERDICT_REDIRECT;
+	COUNT(no_local_port);
+	return VERDICT_NO_PORT;
 }
 
 /*
@@ -328,10 +340,9 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		COUNT(source_taken);
 		return VERDICT_PASS;
 	}
-	if (failed_before(&rec)) {
-		COUNT(failed_before);
-		return VERDICT_PASS;
-	}
+	verdict = failed_before(&rec);
+	if (verdict != VERDICT_REDIRECT)
+		return verdict;
 	if (!sk->mark && route_error(rec.netns, dst)) { /* a mark may have routes of its own */
 		COUNT(no_route);
 		return VERDICT_NO_ROUTE;
@@ -361,6 +372,10 @@ static __always_inline int connect_not_redirected(struct bpf_sock_addr *ctx,
 	 * come up this instant, it would pass the proxy by. */
 	if (verdict == VERDICT_NO_ROUTE && retval_settable()) {
 		retval_set(-route_error(bpf_get_netns_cookie(ctx), dst));
+		return 0;
+	}
+	if (verdict == VERDICT_NO_PORT) {
+		retval_set(-EADDRNOTAVAIL);
 		return 0;
 	}
 	if (verdict == VERDICT_NO_PROXY) {

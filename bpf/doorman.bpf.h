@@ -147,6 +147,37 @@ static __always_inline int granted(struct __sk_buff *skb, __u32 tcp_offset,
 	return tcp->flags & TCP_RST ? PACKET_DROP : header;
 }
 
+/*
+ * Whether the user has had his share of the ring, so that there is room in it for others. Windows
+ * are written without a lock: a count that two CPUs take for the same is none that matters.
+ */
+static __always_inline int ring_share_used(void *ring, const struct tp_record *rec)
+{
+	__u32 index = rec->slot * TP_WINDOWS + (rec->uid * 0x9e3779b1U >> (32 - TP_WINDOW_BITS));
+	__u32 slot = rec->slot;
+	struct tp_window *window = bpf_map_lookup_elem(&map_windows, &index);
+	struct tp_proxy_stats *stats;
+	__u64 read, end;
+
+	if (!window)
+		return 0;
+	read = bpf_ringbuf_query(ring, BPF_RB_CONS_POS);
+	end = bpf_ringbuf_query(ring, BPF_RB_PROD_POS) + sizeof(struct tp_event_syn);
+	/* One that ends beyond what is written is of an earlier ring. */
+	if (read >= window->end || window->end > end) {
+		window->end = end;
+		window->syns = 0;
+	}
+	if (window->syns < TP_WINDOW_SYNS) {
+		window->syns++;
+		return 0;
+	}
+	stats = bpf_map_lookup_elem(&map_proxies, &slot);
+	if (stats)
+		__sync_fetch_and_add(&stats->over_ring_share, 1);
+	return 1;
+}
+
 static __always_inline int hold(struct __sk_buff *skb, __u32 tcp_offset, const struct tcp_head *tcp,
 				const struct tp_endpoint *client)
 {
@@ -162,6 +193,8 @@ static __always_inline int hold(struct __sk_buff *skb, __u32 tcp_offset, const s
 	if (!ring)
 		return PACKET_PASS; /* tproxyd does not want to hold */
 	rec->seq = bpf_ntohl(tcp->seq);
+	if (ring_share_used(ring, rec))
+		return PACKET_DROP;
 	event = bpf_ringbuf_reserve(ring, sizeof(*event), 0);
 	if (!event) {
 		COUNT(hold_no_space);

@@ -65,13 +65,12 @@ struct {
 	__type(value, __u32);
 } map_routes SEC(".maps");
 
-/* Filled only by a tproxyd that does not hold handshakes. Losing an entry costs one native errno.
- */
+/* Losing an entry costs one native errno. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
 	__type(key, struct tp_port_key);
-	__type(value, __u64);
+	__type(value, struct tp_failed);
 } map_failed SEC(".maps");
 
 /* A few entries a tproxyd; those of listeners that have gone are pushed out by new ones. */
@@ -104,6 +103,21 @@ struct {
 	__type(key, __u32);
 	__type(value, struct tp_stats);
 } map_stats SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, TP_MAX_PROXIES);
+	__type(key, __u32);
+	__type(value, struct tp_proxy_stats);
+} map_proxies SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TP_MAX_PROXIES *TP_WINDOWS);
+	__type(key, __u32);
+	__type(value, struct tp_window);
+} map_windows SEC(".maps");
 
 /* Per CPU, so a plain increment; a preempted one may lose a count on PREEMPT_RT, never more. */
 #define COUNT(counter)                                                             \

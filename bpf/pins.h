@@ -36,7 +36,9 @@
 	X(rings)      \
 	X(routes)     \
 	X(failed)     \
-	X(stats)
+	X(stats)      \
+	X(proxies)    \
+	X(windows)
 
 /* X(name, attach type): pinned as prog_NAME, called tp_NAME in the object, attached to a cgroup. */
 #define PIN_HOOKS(X)                                  \

@@ -36,6 +36,8 @@
 #define ECHO_MS		500
 #define SELFTEST_GRANTS 8     /* one a family, and some for lost ones */
 #define EVENT_BATCH	512   /* before others get a turn */
+#define PRESS_MS	20    /* a granted client that is not there by then met a full backlog */
+#define PRESS_BATCH	64    /* that many are let in again at a time */
 #define GRANTED_MS	10000 /* a granted client that is not accepted by then has gone unnoticed */
 
 static struct packet_flow flow_of(const struct tp_endpoint *client, uint16_t proxy_port)
@@ -109,25 +111,68 @@ void hold_waiting(struct proxy *p, struct session *s)
 	send_source(p, s);
 }
 
-void hold_grant(struct proxy *p, struct session *s)
+/* It is to be accepted in this turn. */
+static void let_in(struct proxy *p, const struct session *s)
 {
 	int listener = listener_index(p, s->client.src.family, s->client.proxy_port);
 
-	if (!s->client.local.family)
-		upstream_learn_source(s);
-	s->deadline_ms = p->now_ms + GRANTED_MS;
-	table_move(&p->table, s, LIST_GRANTED);
 	send_grant(p, s);
 	if (listener >= 0) {
 		p->grants[listener]++;
 		p->granted++;
 	}
+}
+
+void hold_grant(struct proxy *p, struct session *s)
+{
+	if (!s->client.local.family)
+		upstream_learn_source(s);
+	s->deadline_ms = p->now_ms + GRANTED_MS;
+	table_move(&p->table, s, LIST_GRANTED);
+	let_in(p, s);
 	upstream_ack(s, 1); /* the client has connected: sending was what completed its handshake */
 }
 
 void hold_grant_again(struct proxy *p, struct session *s)
 {
 	send_grant(p, s);
+}
+
+static uint64_t granted_ms(const struct session *s)
+{
+	return s->deadline_ms - GRANTED_MS;
+}
+
+uint64_t hold_deadline(const struct proxy *p)
+{
+	uint32_t slot = p->table.lists[LIST_GRANTED].first;
+	uint64_t due;
+
+	if (slot == NO_SLOT || p->resume_ms) /* while nobody is accepted the backlog stays full */
+		return 0;
+	due = granted_ms(&p->table.sessions[slot]) + PRESS_MS;
+	return due > p->press_ms ? due : p->press_ms;
+}
+
+/* The backlog may be shorter than the number of clients that are let in at once; by their own
+ * timers they would come again after seconds. */
+void hold_press(struct proxy *p)
+{
+	uint64_t due = hold_deadline(p);
+	uint32_t slot;
+
+	if (!due || due > p->now_ms)
+		return;
+	p->press_ms = p->now_ms + PRESS_MS;
+	slot = p->table.lists[LIST_GRANTED].first;
+	for (int i = 0; i < PRESS_BATCH && slot != NO_SLOT; i++) {
+		const struct session *s = table_at(&p->table, slot);
+
+		if (granted_ms(s) + PRESS_MS > p->now_ms)
+			break;
+		slot = s->next;
+		let_in(p, s);
+	}
 }
 
 void hold_refuse(struct proxy *p, struct session *s, int error)

@@ -39,6 +39,11 @@ void hold_grant(struct proxy *p, struct session *s);
 /* The same for a session that had been granted when a predecessor died; twice does no harm. */
 void hold_grant_again(struct proxy *p, struct session *s);
 
+/* Lets in once more those whose first grant met a full backlog, and says when it is to be called
+ * next: in milliseconds of CLOCK_MONOTONIC, 0: never. */
+void hold_press(struct proxy *p);
+uint64_t hold_deadline(const struct proxy *p);
+
 /* No client is held any more; those that are go on. */
 void hold_off(struct proxy *p);
 

@@ -8,6 +8,8 @@
 
 #include "event.h"
 #include "hold.h"
+#include "idle.h"
+#include "limits.h"
 #include "listener.h"
 #include "log.h"
 #include "routes.h"
@@ -95,8 +97,9 @@ static void accept_up_to(struct proxy *p, unsigned int count, int listener)
 		int fd;
 
 		/* Whom we let in has a place already. */
-		if (!p->table.lists[LIST_GRANTED].count && !session_room(p)) {
-			out_of(p, "max-sessions or the descriptor limit is reached");
+		if (!p->table.lists[LIST_GRANTED].count && !limits_room(p)) {
+			out_of(p,
+			       "max-sessions, or the limit on descriptors or memory, is reached");
 			return;
 		}
 		fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
@@ -114,6 +117,7 @@ static void accept_up_to(struct proxy *p, unsigned int count, int listener)
 		case ENFILE:
 		case ENOBUFS:
 		case ENOMEM:
+			limits_count_errno(p, errno);
 			pipes_trim(&p->pipes);
 			out_of(p, strerror(errno));
 			return;
@@ -209,9 +213,14 @@ static void dispatch(struct proxy *p, const struct epoll_event *ev)
 static int sleep_ms(const struct proxy *p)
 {
 	uint64_t next = session_next_deadline(p), routes = routes_deadline(p);
+	uint64_t idle = idle_deadline(p), press = hold_deadline(p);
 
 	if (routes && (!next || routes < next))
 		next = routes;
+	if (press && (!next || press < next))
+		next = press;
+	if (idle && (!next || idle < next))
+		next = idle;
 	if (p->resume_ms && (!next || p->resume_ms < next))
 		next = p->resume_ms;
 	if (p->shared->drain_until && (!next || next > p->now_ms + LINGER_MS))
@@ -261,10 +270,12 @@ int loop_run(struct proxy *p, struct failure *f)
 		p->busy = n >= BUSY;
 		for (int i = 0; i < n; i++)
 			dispatch(p, &events[i]);
+		hold_press(p);
 		accept_granted(p);
 		routes_settle(p);
 		session_run_ready(p);
 		session_expire(p);
+		idle_expire(p);
 		session_reap(p);
 	}
 }

@@ -12,6 +12,7 @@
 #include "opts.h"
 #include "privilege.h"
 #include "recover.h"
+#include "stats.h"
 #include "worker.h"
 
 enum { EXIT_OK, EXIT_FAILED, EXIT_USAGE };
@@ -48,6 +49,41 @@ static const struct opt options[] = {
 	 .min = 1,
 	 .max = TABLE_MAX_SLOTS,
 	 .help = "sessions at once; more wait in the backlog (default: 65536)"},
+	{.name = "max-sessions-per-uid",
+	 .type = OPT_SHARE,
+	 .arg = "N|N%",
+	 .offset = offsetof(struct settings, uid_share),
+	 .min = 1,
+	 .max = TABLE_MAX_SLOTS,
+	 .help = "of them of one user; more of its clients wait (default: 90%)"},
+	{.name = "max-sessions-per-cgroup",
+	 .type = OPT_SHARE,
+	 .arg = "N|N%",
+	 .offset = offsetof(struct settings, cgroup_share),
+	 .min = 1,
+	 .max = TABLE_MAX_SLOTS,
+	 .help = "of them of one cgroup; more of its clients wait (default: 90%)"},
+	{.name = "idle-timeout",
+	 .type = OPT_DURATION,
+	 .arg = "TIME",
+	 .offset = offsetof(struct settings, idle_timeout),
+	 .min = 0,
+	 .max = 604800000,
+	 .help = "reset a session that relays nothing for TIME (default: 0, never)"},
+	{.name = "half-closed-timeout",
+	 .type = OPT_DURATION,
+	 .arg = "TIME",
+	 .offset = offsetof(struct settings, half_closed_timeout),
+	 .min = 0,
+	 .max = 604800000,
+	 .help = "the same of one that has one direction left (default: 0, never)"},
+	{.name = "keepalive",
+	 .type = OPT_DURATION,
+	 .arg = "TIME",
+	 .offset = offsetof(struct settings, keepalive),
+	 .min = 0,
+	 .max = 32767000,
+	 .help = "ask a server that is silent for TIME if it is there (default: 0, never)"},
 	{.name = "hold",
 	 .type = OPT_CHOICE,
 	 .arg = "on|off",
@@ -114,7 +150,7 @@ static uint64_t raise_fd_limit(void)
 
 #define WANTED_MAPS                                                            \
 	(1U << PIN_MAP_listeners | 1U << PIN_MAP_doors | 1U << PIN_MAP_rings | \
-	 1U << PIN_MAP_routes | 1U << PIN_MAP_failed)
+	 1U << PIN_MAP_routes | 1U << PIN_MAP_failed | 1U << PIN_MAP_proxies)
 
 static int open_instance(struct proxy *p, struct failure *f)
 {
@@ -201,6 +237,8 @@ int main(int argc, char **argv)
 		.settings = {.drain_timeout = 30000,
 			     .grace = 10000,
 			     .max_sessions = 65536,
+			     .uid_share = OPT_PERCENT | 90,
+			     .cgroup_share = OPT_PERCENT | 90,
 			     .hold = 1,
 			     .native_retry = 3000,
 			     .log_level = 3,
@@ -208,11 +246,14 @@ int main(int argc, char **argv)
 		.instance = INSTANCE_INIT,
 		.signals = -1,
 		.notify = -1,
+		.stats = &stats_nowhere,
+		.headroom = HEADROOM_INIT,
 	};
 	struct failure f = {{0}};
 	int err, status;
 
 	log_init("tproxyd");
+	log_nonblocking();
 	err = parse(argc, argv, &p, &f);
 	if (err == OPTS_DONE)
 		return EXIT_OK;

@@ -9,10 +9,12 @@
 #include <time.h>
 
 #include "endpoint.h"
+#include "headroom.h"
 #include "instance.h"
 #include "pipes.h"
 #include "settings.h"
 #include "shared.h"
+#include "shares.h"
 #include "table.h"
 
 struct ring_buffer;
@@ -24,10 +26,14 @@ struct proxy {
 	struct shared *shared; /* what a successor goes on from */
 	struct table table;
 	struct pipes pipes;
+	struct shares uids, cgroups; /* sessions of each */
+	struct headroom headroom;
+	struct tp_proxy_stats *stats;	     /* in map_proxies */
 	int signals;			     /* signalfd */
 	int notify;			     /* to the service manager; -1: there is none */
 	struct ring_buffer *ring;	     /* what the doorman delivers; NULL: hold is off */
 	unsigned int ring_events;	     /* read in this turn */
+	uint64_t press_ms;		     /* when to let in again at the earliest */
 	unsigned int selftest_grants;	     /* given to ourselves */
 	uint64_t routes_ms;		     /* when they were published last */
 	int routes_due;			     /* they have changed since */
@@ -39,13 +45,14 @@ struct proxy {
 	uint32_t tgid;			     /* as the kernel sees it; what is registered */
 	__u64 netns;
 	uint64_t fd_limit;
-	uint64_t now_ms;    /* CLOCK_MONOTONIC, read once a turn */
-	uint64_t resume_ms; /* when to accept again; 0: accepting */
-	pid_t master;	    /* of a worker: who started it */
-	int orphaned;	    /* of a worker: that one has died */
-	int no_heir;	    /* the worker dies with its master */
-	int heir;	    /* the master was a worker: it has given up privileges already */
-	int fresh;	    /* no worker of this binary has come to serve yet */
+	uint64_t now_ms;       /* CLOCK_MONOTONIC, read once a turn */
+	uint64_t idle_look_ms; /* when to look for idle sessions */
+	uint64_t resume_ms;    /* when to accept again; 0: accepting */
+	pid_t master;	       /* of a worker: who started it */
+	int orphaned;	       /* of a worker: that one has died */
+	int no_heir;	       /* the worker dies with its master */
+	int heir;	       /* the master was a worker: it has given up privileges already */
+	int fresh;	       /* no worker of this binary has come to serve yet */
 };
 
 /* CLOCK_MONOTONIC. */

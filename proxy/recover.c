@@ -12,6 +12,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 
+#include "limits.h"
 #include "listener.h"
 #include "session.h"
 
@@ -167,7 +168,7 @@ int recover_lists(struct proxy *p, const struct recovery *r, struct failure *f)
 {
 	uint8_t *lent _cleanup_free_ = calloc(p->shared->pipes_used + 1, 1);
 
-	if (!lent || table_rebuild(&p->table))
+	if (!lent || table_rebuild(&p->table) || limits_recover(p))
 		return fail(f, -ENOMEM, "out of memory");
 	for (uint32_t i = 0; i < p->shared->slots_used; i++)
 		if (table_at(&p->table, i)->list != LIST_FREE &&

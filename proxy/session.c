@@ -20,16 +20,19 @@
 #include "endpoint.h"
 #include "event.h"
 #include "hold.h"
+#include "idle.h"
+#include "limits.h"
 #include "listener.h"
 #include "log.h"
 #include "relay.h"
 #include "sessionlog.h"
+#include "stats.h"
 #include "upstream.h"
 
-#define FD_RESERVE	  64 /* for pipes, logs and libraries: never spent on sessions */
 #define UNHELD_CONNECT_MS 5000
 #define HELD_MS		  600000 /* a held client whose giving up went unnoticed */
 #define UNSURE_TURNS	  16	 /* of the loop, at most, until what was not asked is */
+#define NO_PORT_MS	  1000	 /* before it is tried whether there are local ports again */
 #define RETRY_MS	  100 /* when nothing else will say that descriptors are to be had again */
 
 void session_finish(struct proxy *p, struct session *s, enum session_end end, int reset)
@@ -40,19 +43,34 @@ void session_finish(struct proxy *p, struct session *s, enum session_end end, in
 	table_move(&p->table, s, LIST_CLOSING);
 }
 
+/* What the next clients of that destination are to meet: `error`, or 0 for the native one. */
+static void note_failed(const struct proxy *p, const struct tp_record *client, uint64_t ms,
+			int error)
+{
+	struct tp_port_key key = {.netns = p->netns, .port = client->dst.port};
+	struct tp_failed failed = {.error = error};
+	struct timespec now;
+
+	memcpy(key.ip, client->dst.ip, sizeof(key.ip));
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	failed.until = now.tv_sec * 1000000000ULL + now.tv_nsec + ms * 1000000;
+	bpf_map_update_elem(p->instance.map[PIN_MAP_failed], &key, &failed, BPF_ANY);
+}
+
 /* The client of a failed upstream met a reset; if it tries again it meets the native error. */
 static void leave_alone(const struct proxy *p, const struct tp_record *client)
 {
-	struct tp_port_key key = {.netns = p->netns, .port = client->dst.port};
-	struct timespec now;
-	__u64 until;
+	if (p->settings.native_retry)
+		note_failed(p, client, p->settings.native_retry, 0);
+}
 
-	if (!p->settings.native_retry)
-		return;
-	memcpy(key.ip, client->dst.ip, sizeof(key.ip));
-	clock_gettime(CLOCK_BOOTTIME, &now);
-	until = now.tv_sec * 1000000000ULL + now.tv_nsec + p->settings.native_retry * 1000000;
-	bpf_map_update_elem(p->instance.map[PIN_MAP_failed], &key, &until, BPF_ANY);
+/* No packet can tell a client that there is no local port; connect() itself can tell the next. */
+static void no_local_port(const struct proxy *p, const struct tp_record *client)
+{
+	if (client->flags & (TP_RECORD_BOUND_ADDR | TP_RECORD_BOUND_PORT))
+		return; /* it is what the client chose that is not to be had */
+	stats_count(p, no_local_port);
+	note_failed(p, client, NO_PORT_MS, EADDRNOTAVAIL);
 }
 
 static void begin_and_watch(struct proxy *p, struct session *s);
@@ -73,31 +91,33 @@ static void connect_failed(struct proxy *p, struct session *s, int err)
 		begin_and_watch(p, s);
 		return;
 	}
+	if (err == EADDRNOTAVAIL)
+		no_local_port(p, &s->client);
 	if (s->list == LIST_HELD) {
 		hold_refuse(p, s, err);
 		return;
 	}
 	s->error = err;
-	leave_alone(p, &s->client);
+	if (err != EADDRNOTAVAIL)
+		leave_alone(p, &s->client);
 	session_finish(p, s, END_CONNECT_FAILED, 1);
 }
 
 static void no_resources(struct proxy *p, struct session *s, int err)
 {
+	limits_count_errno(p, err);
 	s->error = err;
 	session_finish(p, s, END_NO_RESOURCES, 1);
 }
 
-int session_room(struct proxy *p)
+/* Both ends learn of it by a reset: nothing tells them that what they have is all. */
+void session_timed_out(struct proxy *p, struct session *s, enum session_end end)
 {
-	uint64_t used = table_used(&p->table);
-	uint64_t needed = 2 * (used + 1) + 2 * (p->pipes.open - p->pipes.idle) + FD_RESERVE;
-
-	if (used == p->table.slots || used >= p->settings.max_sessions || needed > p->fd_limit)
-		return 0;
-	if (needed + 2 * p->pipes.idle > p->fd_limit)
-		pipes_trim(&p->pipes);
-	return 1;
+	if (end == END_HALF_CLOSED)
+		stats_count(p, half_closed_timeout);
+	else
+		stats_count(p, idle_timeout);
+	session_finish(p, s, end, 1);
 }
 
 int session_close_resets(int fd, int on)
@@ -147,6 +167,7 @@ static void relay(struct proxy *p, struct session *s, unsigned int sides, int th
 {
 	enum session_list list = LIST_RELAY;
 
+	idle_touch(p, s);
 	if (s->list == LIST_READY || s->list == LIST_STARVED) /* which direction was is not kept */
 		sides = 1 << CLIENT | 1 << UPSTREAM;
 	s->unsure &= ~sides;
@@ -166,6 +187,8 @@ static void relay(struct proxy *p, struct session *s, unsigned int sides, int th
 		case RELAY_STARVED:
 			if (list == LIST_RELAY)
 				list = LIST_STARVED;
+			if (s->list != LIST_STARVED)
+				stats_count(p, no_pipe);
 			break;
 		case RELAY_RESET:
 			/* What the broken end sent before it broke still goes to the other one. */
@@ -188,13 +211,19 @@ static void relay(struct proxy *p, struct session *s, unsigned int sides, int th
 		table_move(&p->table, s, list);
 }
 
+static void begin_relay(struct proxy *p, struct session *s)
+{
+	idle_touch(p, s);
+	table_move(&p->table, s, LIST_RELAY);
+}
+
 /* Connects the upstream of a new session. 1: connected; 0: under way; -1: the session is over. */
 static int begin(struct proxy *p, struct session *s)
 {
 	int r;
 
 	/* The hooks let no such client come so far; should one, it must not come round again. */
-	r = listener_is(p, &s->client.dst) ? -ECONNREFUSED : upstream_connect(s);
+	r = listener_is(p, &s->client.dst) ? -ECONNREFUSED : upstream_connect(p, s);
 	if (r == -EMFILE || r == -ENFILE || r == -ENOBUFS || r == -ENOMEM)
 		no_resources(p, s, -r);
 	else if (r < 0)
@@ -223,7 +252,7 @@ static void begin_and_watch(struct proxy *p, struct session *s)
 	if (err)
 		no_resources(p, s, -err);
 	else if (r == 1)
-		table_move(&p->table, s, LIST_RELAY);
+		begin_relay(p, s);
 	else if (s->list == LIST_HELD)
 		hold_waiting(p, s);
 }
@@ -232,7 +261,7 @@ void session_held(struct proxy *p, const struct tp_record *client, const struct 
 {
 	struct session *s;
 
-	if (!session_room(p))
+	if (limits_enter(p, client))
 		return;
 	s = table_take(&p->table, LIST_HELD);
 	s->client = *client;
@@ -250,7 +279,7 @@ static void pair(struct proxy *p, struct session *s, int fd)
 
 	hold_accepted(fd);
 	s->fd[CLIENT] = fd;
-	table_move(&p->table, s, LIST_RELAY);
+	begin_relay(p, s);
 	err = watch(p, s, CLIENT);
 	if (!err)
 		err = watch(p, s, UPSTREAM);
@@ -262,12 +291,14 @@ static void pair(struct proxy *p, struct session *s, int fd)
 
 static void accepted_unheld(struct proxy *p, const struct tp_record *client, int fd)
 {
-	struct session *s = table_take(&p->table, LIST_CONNECTING);
+	const char *why_not = limits_enter(p, client);
+	struct session *s;
 
-	if (!s) {
-		reset_unknown(fd, "the session table is full; raise the limit on open files");
+	if (why_not) {
+		reset_unknown(fd, why_not);
 		return;
 	}
+	s = table_take(&p->table, LIST_CONNECTING);
 	s->fd[CLIENT] = fd;
 	s->client = *client;
 	s->deadline_ms = p->now_ms + (p->settings.connect_timeout ?: UNHELD_CONNECT_MS);
@@ -314,7 +345,7 @@ static void connecting_event(struct proxy *p, struct session *s, enum side side,
 		hold_grant(p, s);
 		return;
 	}
-	table_move(&p->table, s, LIST_RELAY);
+	begin_relay(p, s);
 	relay(p, s, 1 << CLIENT | (events & ~EPOLLOUT ? 1 << UPSTREAM : 0), 1);
 }
 
@@ -536,7 +567,9 @@ void session_reap(struct proxy *p)
 		}
 		if (p->settings.log_sessions)
 			sessionlog_add(s, p->now_ms);
+		limits_leave(p, s);
 		table_move(&p->table, s, LIST_FREE);
 	}
 	sessionlog_flush();
+	stats_update(p);
 }

@@ -25,8 +25,8 @@ void session_finish(struct proxy *p, struct session *s, enum session_end end, in
  */
 int session_close_resets(int fd, int on);
 
-/* Whether the table and the descriptor limit allow one session more; closes idle pipes for it. */
-int session_room(struct proxy *p);
+/* Ends a session that has relayed nothing for too long. */
+void session_timed_out(struct proxy *p, struct session *s, enum session_end end);
 
 /* An epoll event on one of the session's sockets. */
 void session_event(struct proxy *p, struct session *s, enum side side, uint32_t events);

@@ -20,6 +20,8 @@ static const char *const end_names[] = {
 	[END_CLIENT_GAVE_UP] = "client-gave-up",
 	[END_DRAINED] = "drained",
 	[END_NO_RESOURCES] = "no-resources",
+	[END_IDLE] = "idle-timeout",
+	[END_HALF_CLOSED] = "half-closed-timeout",
 };
 
 const char *sessionlog_escape(const char *text, size_t len, char *out)

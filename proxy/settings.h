@@ -14,6 +14,11 @@ struct settings {
 	uint64_t drain_timeout;	  /* ms */
 	uint64_t grace;		  /* ms */
 	uint64_t max_sessions;
+	uint64_t uid_share; /* OPT_SHARE of max_sessions */
+	uint64_t cgroup_share;
+	uint64_t idle_timeout; /* ms; 0: none */
+	uint64_t half_closed_timeout;
+	uint64_t keepalive;    /* ms; 0: none */
 	int hold;	       /* off, on */
 	uint64_t native_retry; /* ms */
 	int log_level; /* index into the choices of --log-level, which are in syslog order from err

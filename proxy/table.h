@@ -80,6 +80,8 @@ enum session_end {
 	END_CLIENT_GAVE_UP, /* before the upstream answered */
 	END_DRAINED,	    /* still open when the drain deadline came */
 	END_NO_RESOURCES,   /* no descriptor for the upstream */
+	END_IDLE,	    /* no bytes for idle-timeout */
+	END_HALF_CLOSED,    /* none the other way for half-closed-timeout after a FIN */
 };
 
 struct session {
@@ -102,7 +104,7 @@ struct session {
 	int32_t error;	/* errno of a failed connect */
 	uint32_t hash_next;   /* those that were held are found by their client's cookie */
 	uint64_t start_ms;    /* CLOCK_MONOTONIC; 0: not filled in yet, so there is no session */
-	uint64_t deadline_ms; /* of its list, 0: none */
+	uint64_t deadline_ms; /* of its list, 0: none; of a relaying one: when it last relayed */
 	union {
 		struct tp_syn syn;	 /* while list_is_hold() */
 		struct direction dir[2]; /* from then on; by the side that sends */

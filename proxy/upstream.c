@@ -89,7 +89,19 @@ void upstream_ack(const struct session *s, int now)
 	setsockopt(s->fd[UPSTREAM], IPPROTO_TCP, TCP_QUICKACK, &now, sizeof(now));
 }
 
-int upstream_connect(struct session *s)
+/* How the listener does it for the client's leg, with a time of the operator's choice. */
+static void keep_alive(const struct proxy *p, int fd)
+{
+	int on = 1, idle = (p->settings.keepalive + 999) / 1000, interval = (idle + 5) / 6;
+
+	if (!idle)
+		return;
+	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
+}
+
+int upstream_connect(const struct proxy *p, struct session *s)
 {
 	struct sockaddr_storage addr;
 	int err, fd, one = 1;
@@ -104,6 +116,7 @@ int upstream_connect(struct session *s)
 	s->fd[UPSTREAM] = fd;
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	session_close_resets(fd, 1);
+	keep_alive(p, fd);
 	if (s->client.mark)
 		setsockopt(fd, SOL_SOCKET, SO_MARK, &s->client.mark, sizeof(s->client.mark));
 	err = bind_as_client(fd, &s->client);

@@ -9,7 +9,7 @@
  * 1: connected; 0: under way; or -errno. The session has the socket at once, whatever becomes of
  * it, and knows the source that the server sees.
  */
-int upstream_connect(struct session *s);
+int upstream_connect(const struct proxy *p, struct session *s);
 
 /* What the connection does not need before it is there: its congestion control. */
 void upstream_tune(const struct proxy *p, const struct session *s);

@@ -5,6 +5,7 @@
 
 #include "filter.h"
 #include "hold.h"
+#include "limits.h"
 #include "listener.h"
 #include "log.h"
 #include "loop.h"
@@ -12,6 +13,7 @@
 #include "recover.h"
 #include "routes.h"
 #include "session.h"
+#include "stats.h"
 
 static int open_hold(struct proxy *p, struct failure *f)
 {
@@ -86,7 +88,11 @@ int worker_start(struct proxy *p, struct failure *f)
 	if (!err)
 		err = listener_register(p, f);
 	if (!err)
+		err = stats_open(p, f);
+	if (!err)
 		err = loop_init(p, f);
+	if (!err)
+		headroom_open(&p->headroom);
 	if (!err)
 		err = open_hold(p, f);
 	if (!err && !p->heir)
@@ -113,4 +119,6 @@ void worker_clean_up(struct proxy *p)
 	hold_close(p);
 	pipes_free(&p->pipes);
 	loop_free(p);
+	limits_free(p);
+	headroom_close(&p->headroom);
 }

@@ -166,6 +166,7 @@ static json_t *describe_proxies(const struct tp_config *cfg, uint64_t netns)
 		if (!p->tgid || p->tgid == UINT32_MAX)
 			continue;
 		proxy = tree_object();
+		tree_set(proxy, "slot", tree_number(i));
 		tree_set(proxy, "pid", tree_number(p->tgid));
 		tree_set(proxy, "comm",
 			 global ? tree_string(process_comm(p->tgid, comm)) : tree_null());
@@ -176,6 +177,27 @@ static json_t *describe_proxies(const struct tp_config *cfg, uint64_t netns)
 		tree_add(proxies, proxy);
 	}
 	return proxies;
+}
+
+/* What each of the proxies has counted. */
+static int describe_proxy_counters(json_t *tree, const struct instance *inst, struct failure *f)
+{
+	json_t *proxy;
+	size_t i;
+
+	json_array_foreach (json_object_get(tree, "proxies"), i, proxy) {
+		__u64 values[PROXY_COUNTER_COUNT];
+		__u32 slot = tree_value(proxy, "slot");
+		json_t *all = tree_object();
+
+		if (bpf_map_lookup_elem(inst->map[PIN_MAP_proxies], &slot, values))
+			return fail(f, -errno, "cannot read map_proxies of instance %s: %m",
+				    inst->name);
+		for (size_t c = 0; c < PROXY_COUNTER_COUNT; c++)
+			tree_set(all, proxy_counters[c].name, tree_number(values[c]));
+		tree_set(proxy, "counters", all);
+	}
+	return 0;
 }
 
 static int describe_maps(json_t *tree, const struct instance *inst, struct failure *f)
@@ -189,6 +211,8 @@ static int describe_maps(json_t *tree, const struct instance *inst, struct failu
 	for (size_t i = 0; !err && i < COUNTER_COUNT; i++)
 		tree_set(all, counters[i].name, tree_number(values[i]));
 	tree_set(tree, "counters", all);
+	if (!err)
+		err = describe_proxy_counters(tree, inst, f);
 	all = tree_object();
 	for (size_t i = 0; !err && i < ARRAY_SIZE(hashes); i++) {
 		struct map_contents c _cleanup_(map_contents_free) = {};

@@ -52,6 +52,16 @@ static void print_settings(const json_t *in)
 	       tree_text(in, "build"), tree_value(in, "abi"));
 }
 
+static void print_counters(const json_t *all, const struct counter_def *defs, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		uint64_t value = tree_value(all, defs[i].name);
+
+		if (value)
+			printf("  %10" PRIu64 "  %s (%s)\n", value, defs[i].text, defs[i].name);
+	}
+}
+
 static void print_proxies(const json_t *in)
 {
 	json_t *proxy;
@@ -68,6 +78,8 @@ static void print_proxies(const json_t *in)
 			printf("this network namespace\n");
 		else
 			printf("network namespace %" PRIu64 "\n", tree_value(proxy, "netns"));
+		print_counters(json_object_get(proxy, "counters"), proxy_counters,
+			       PROXY_COUNTER_COUNT);
 	}
 	json_array_foreach (json_object_get(in, "listeners"), i, proxy) {
 		if (json_is_false(json_object_get(proxy, "trusted")))
@@ -101,19 +113,6 @@ static void print_hooks(const json_t *in)
 		printf("  missing     %s\n", json_string_value(pin));
 }
 
-static void print_counters(const json_t *in)
-{
-	json_t *all = json_object_get(in, "counters");
-
-	for (size_t i = 0; i < COUNTER_COUNT; i++) {
-		uint64_t value = tree_value(all, counters[i].name);
-
-		if (value)
-			printf("  %10" PRIu64 "  %s (%s)\n", value, counters[i].text,
-			       counters[i].name);
-	}
-}
-
 static void print_maps(json_t *in)
 {
 	const char *name;
@@ -139,7 +138,7 @@ static void print_instance(json_t *in)
 	print_proxies(in);
 	print_hooks(in);
 	print_maps(in);
-	print_counters(in);
+	print_counters(json_object_get(in, "counters"), counters, COUNTER_COUNT);
 	if (*error)
 		printf("  error       %s\n", error);
 }

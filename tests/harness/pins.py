@@ -11,7 +11,8 @@ BPFFS = pathlib.Path("/sys/fs/bpf")
 HOOKS = ["connect4", "connect6", "sockops", "getsockopt", "getpeername4", "getpeername6",
          "getsockname4", "getsockname6", "sock_release"]
 FILTERS = ["doorman"]
-MAPS = ["config", "socks", "ports", "live_socks", "live_ports", "listeners", "doors", "rings", "routes", "failed", "stats"]
+MAPS = ["config", "socks", "ports", "live_socks", "live_ports", "listeners", "doors", "rings", "routes",
+        "failed", "stats", "proxies", "windows"]
 KERNELS_OWN = {"maps.debug", "progs.debug"}
 
 # struct tp_config

@@ -16,6 +16,8 @@ from .system import Failed, bpftool, run, wait_for
 
 # Accepted first and connected afterwards: a failure can then only be told by a reset.
 UNHELD = ("--hold", "off")
+# One user, or one cgroup, may have every session there is room for.
+NO_SHARES = ("--max-sessions-per-uid", "100%", "--max-sessions-per-cgroup", "100%")
 # The default; each test file has a network namespace of its own.
 PROXY_PORT, PROXY_PORTS = 18000, 4
 
@@ -274,6 +276,12 @@ class Sandbox:
             for name, value in cpu["value"].items():
                 totals[name] = totals.get(name, 0) + value
         return totals
+
+    def proxy_counters(self):
+        """What the tproxyd of this network namespace has counted."""
+        slot = next(i for i, proxy in enumerate(self.config()["proxies"])
+                    if proxy["tgid"] == self.proxy.worker)
+        return self.map("proxies")[slot]["value"]
 
     def links(self):
         """Pin name -> link as bpftool shows it."""

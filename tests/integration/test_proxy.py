@@ -9,8 +9,8 @@ import socket
 import threading
 import time
 
-from harness import (UNHELD, Failed, Sandbox, Server, banner, case, case_for, echo, in_netns, line, main,
-                     new_netns, redirected, run, silent, wait_for)
+from harness import (NO_SHARES, UNHELD, Failed, Sandbox, Server, banner, case, case_for, echo, in_netns,
+                     line, main, new_netns, redirected, run, silent, wait_for)
 from harness.pins import pretend_another_abi
 
 
@@ -215,7 +215,7 @@ def more_than_max_sessions_wait_in_the_backlog():
 @case
 def without_descriptors_clients_wait_in_the_backlog():
     with Sandbox(proxy=None) as box, Server("10.77.0.1", banner) as server:
-        box.proxy = box.start_proxy(*UNHELD, prefix=["prlimit", "--nofile=100:100"])
+        box.proxy = box.start_proxy(*UNHELD, *NO_SHARES, prefix=["prlimit", "--nofile=100:100"])
         assert_backlog_waits(box, server, 50)
 
 

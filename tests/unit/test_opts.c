@@ -14,6 +14,7 @@ struct settings {
 	struct opt_list paths;
 	uint64_t port;
 	uint64_t wait;
+	uint64_t share;
 	int mode;
 };
 
@@ -51,6 +52,13 @@ static const struct opt table[] = {
 	 .help = "how long",
 	 .min = 10,
 	 .max = 3600000},
+	{.name = "share",
+	 .type = OPT_SHARE,
+	 .offset = offsetof(struct settings, share),
+	 .arg = "N|N%",
+	 .help = "how many",
+	 .min = 1,
+	 .max = 1000},
 	{.name = "mode",
 	 .type = OPT_CHOICE,
 	 .offset = offsetof(struct settings, mode),
@@ -133,6 +141,26 @@ static void test_uint(void **state)
 	assert_set(&s, "port", "0x10", -EINVAL);
 	assert_set(&s, "port", "1s", -EINVAL);
 	assert_int_equal(s.port, 65535); /* a bad value changes nothing */
+}
+
+static void test_share(void **state)
+{
+	struct settings s = {0};
+
+	(void)state;
+	assert_set(&s, "share", "1000", 0);
+	assert_int_equal(s.share, 1000);
+	assert_set(&s, "share", "90%", 0);
+	assert_true(s.share == (OPT_PERCENT | 90));
+	assert_set(&s, "share", "100%", 0);
+	assert_set(&s, "share", "1%", 0);
+	assert_set(&s, "share", "0%", -ERANGE);
+	assert_set(&s, "share", "101%", -ERANGE);
+	assert_set(&s, "share", "1001", -ERANGE);
+	assert_set(&s, "share", "%", -EINVAL);
+	assert_set(&s, "share", "5 %", -EINVAL);
+	assert_set(&s, "share", "5%%", -EINVAL);
+	assert_true(s.share == (OPT_PERCENT | 1)); /* a bad value changes nothing */
 }
 
 static void test_duration(void **state)
@@ -357,6 +385,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_flag),
 		cmocka_unit_test(test_uint),
+		cmocka_unit_test(test_share),
 		cmocka_unit_test(test_duration),
 		cmocka_unit_test(test_choice),
 		cmocka_unit_test(test_string_and_list),

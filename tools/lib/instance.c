@@ -36,7 +36,7 @@
 #define doors_TYPE  BPF_MAP_TYPE_LRU_HASH
 
 #define failed_KEY   sizeof(struct tp_port_key)
-#define failed_VALUE sizeof(__u64)
+#define failed_VALUE sizeof(struct tp_failed)
 #define failed_TYPE  BPF_MAP_TYPE_LRU_HASH
 
 #define rings_KEY   sizeof(__u32)
@@ -50,6 +50,14 @@
 #define stats_KEY   sizeof(__u32)
 #define stats_VALUE sizeof(struct tp_stats)
 #define stats_TYPE  BPF_MAP_TYPE_PERCPU_ARRAY
+
+#define proxies_KEY   sizeof(__u32)
+#define proxies_VALUE sizeof(struct tp_proxy_stats)
+#define proxies_TYPE  BPF_MAP_TYPE_ARRAY
+
+#define windows_KEY   sizeof(__u32)
+#define windows_VALUE sizeof(struct tp_window)
+#define windows_TYPE  BPF_MAP_TYPE_ARRAY
 
 const struct pin_map_def pin_maps[PIN_MAP_COUNT] = {
 #define X(n) {PIN_MAP_PREFIX #n, n##_TYPE, n##_KEY, n##_VALUE},
@@ -69,6 +77,12 @@ const struct pin_prog_def pin_progs[PIN_PROG_COUNT] = {
 const struct counter_def counters[COUNTER_COUNT] = {
 #define X(name, text) {#name, text},
 	TP_COUNTERS(X)
+#undef X
+};
+
+const struct counter_def proxy_counters[PROXY_COUNTER_COUNT] = {
+#define X(name, text) {#name, text},
+	TP_PROXY_COUNTERS(X)
 #undef X
 };
 

@@ -60,6 +60,9 @@ struct counter_def {
 #define COUNTER_COUNT (sizeof(struct tp_stats) / sizeof(__u64))
 extern const struct counter_def counters[COUNTER_COUNT]; /* in the order of struct tp_stats */
 
+#define PROXY_COUNTER_COUNT (sizeof(struct tp_proxy_stats) / sizeof(__u64))
+extern const struct counter_def proxy_counters[PROXY_COUNTER_COUNT]; /* of struct tp_proxy_stats */
+
 /* A name may hold a-z, 0-9, - and _, begins with a letter or digit and is at most 31 long. */
 int instance_name_check(const char *name, struct failure *f);
 

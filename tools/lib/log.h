@@ -28,6 +28,13 @@ void log_write(int priority, const char *fmt, ...) _printf_(2, 3);
 size_t log_prefix(int priority, char *buf, size_t size);
 void log_raw(const char *lines, size_t len);
 
+/* From now on a reader of stderr that does not read, or a full disk, costs lines and never time.
+ * For programs that do not hand stderr on to others. */
+void log_nonblocking(void);
+
+/* Lines that were lost since the last call. */
+unsigned int log_take_lost(void);
+
 #define log_error(...)	 log_write(LOG_ERR, __VA_ARGS__)
 #define log_warning(...) log_write(LOG_WARNING, __VA_ARGS__)
 #define log_notice(...)	 log_write(LOG_NOTICE, __VA_ARGS__)

@@ -115,6 +115,20 @@ static int set_choice(const struct opt *opt, int *value, const char *text, struc
 	return fail(f, -EINVAL, "%s: '%s' is not known; allowed are: %s", opt->name, text, all);
 }
 
+static int set_share(const struct opt *opt, uint64_t *value, const char *text, struct failure *f)
+{
+	static const struct unit percent[] = {{"%", 1}, {NULL, 0}};
+	uint64_t v;
+
+	if (parse_number(text, percent, &v))
+		return set_number(opt, value, text, f);
+	if (v < 1 || v > 100)
+		return fail(f, -ERANGE, "%s: %s is out of range; allowed are 1%% to 100%%",
+			    opt->name, text);
+	*value = OPT_PERCENT | v;
+	return 0;
+}
+
 int opt_set(const struct opt *opt, void *settings, const char *text, struct failure *f)
 {
 	void *value = value_of(opt, settings);
@@ -137,6 +151,8 @@ int opt_set(const struct opt *opt, void *settings, const char *text, struct fail
 	case OPT_UINT:
 	case OPT_DURATION:
 		return set_number(opt, value, text, f);
+	case OPT_SHARE:
+		return set_share(opt, value, text, f);
 	case OPT_CHOICE:
 		return set_choice(opt, value, text, f);
 	}

@@ -19,7 +19,10 @@ enum opt_type {
 	OPT_DURATION, /* uint64_t milliseconds between min and max: 500ms, 5s, 2m, 1h; plain:
 			 seconds */
 	OPT_CHOICE,   /* int: index into choices */
+	OPT_SHARE,    /* uint64_t: a number as with OPT_UINT, or of 1% to 100%: OPT_PERCENT | n */
 };
+
+#define OPT_PERCENT (1ULL << 63)
 
 struct opt_list {
 	char **items;
