@@ -113,7 +113,9 @@ def a_worker_may_die_before_any_call_under_load():
         for call in ("socket", "setsockopt", "connect", "sendto", "accept4", "epoll_ctl", "splice",
                      "shutdown", "close", "setsockopt", "sendto", "setsockopt"):
             for number in random.sample(range(1, 20), 3):
-                served = box.proxy.times_served()
+                # Workers that die one after the other are started after pauses.
+                made, served = load.check()["connections"], box.proxy.times_served()
+                load.wait(lambda report: report["connections"] > made + 40, "load")
                 with Traced(box, "-e", f"trace={call}", "-e",
                             f"inject={call}:signal=KILL:when={number}", "-o", "/dev/null"):
                     load.wait(lambda _: box.proxy.times_served() > served, "the next worker")
