@@ -211,10 +211,12 @@ def a_master_that_dies_with_its_parent_leaves_no_worker():
 def without_both_the_sessions_end_and_the_policy_holds():
     with Sandbox() as box, Server(HERE, banner) as server, box.connect(server.address) as client:
         line(client)
+        works = worker(box)
         os.kill(box.proxy.pid, signal.SIGSTOP)
-        os.kill(worker(box), signal.SIGKILL)
+        os.kill(works, signal.SIGKILL)
         os.kill(box.proxy.pid, signal.SIGKILL)
         assert box.proxy.wait_exit() == -signal.SIGKILL
+        wait_for(lambda: has_ended(works), "its listeners to go, which need not be its first")
         try:
             raise Failed(f"no reset, but {client.recv(1)}")
         except ConnectionResetError:

@@ -419,11 +419,11 @@ def who_has_the_port_while_tproxyd_is_away_gets_nobody(policy):
 
 
 DIAL = """
-import socket, sys
+import socket, struct, sys
 s = socket.socket()
 mark = int(sys.argv[3])
 if mark:
-    s.setsockopt(socket.SOL_SOCKET, 36, mark)  # SO_MARK
+    s.setsockopt(socket.SOL_SOCKET, 36, struct.pack("=I", mark))  # SO_MARK
 sys.stdin.readline()
 sys.exit(s.connect_ex((sys.argv[1], int(sys.argv[2]))))
 """
