@@ -227,6 +227,8 @@ UPGRADES ?= 50
 KILLS ?= 500
 MINUTES ?= 30
 FUZZ_SECONDS ?= 1800
+TAKEOVERS ?= 50
+STABS ?= 100
 
 .PHONY: bench bench-report vmtest boottest suites torture restarttest soak fuzz upgradetest
 fuzz: deps
@@ -264,7 +266,8 @@ restarttest: deps
 	$(Q)$(MAKE) --no-print-directory O=$(O)/other CFLAGS='-O1 -g' $(O)/other/tproxyd
 	$(Q)O=$(O) OTHER_BUILD=$(O)/other/tproxyd RESTARTS=$(RESTARTS) CONNECTIONS=$(CONNECTIONS) \
 		UPGRADES=$(UPGRADES) KILLS=$(KILLS) MEGABYTES=1024 TPTEST_FIGURES=1 TPTEST_DEADLINE=7200 \
-		tests/run integration/test_restart
+		TAKEOVERS=$(TAKEOVERS) STABS=$(STABS) \
+		tests/run integration/test_restart integration/test_takeover
 
 soak: deps
 	$(Q)$(MAKE) --no-print-directory all tests

@@ -343,19 +343,19 @@ static int attach_doorman(struct proxy *p, struct failure *f)
 	return 0;
 }
 
-static int open_raw_sockets(struct proxy *p, struct failure *f)
+static int open_raw_sockets(const struct proxy *p, int32_t raw[FAMILY_COUNT], struct failure *f)
 {
 	static const int families[FAMILY_COUNT] = {AF_INET, AF_INET6};
 
 	for (int i = 0; i < FAMILY_COUNT; i++) {
 		int fd;
 
-		if (p->shared->raw[i] >= 0 || p->shared->listener[i] < 0)
+		if (raw[i] >= 0 || p->shared->listener[i] < 0)
 			continue;
 		fd = raw_open(p, families[i], f);
 		if (fd < 0)
 			return fd;
-		p->shared->raw[i] = fd;
+		raw[i] = fd;
 	}
 	return 0;
 }
@@ -367,14 +367,14 @@ static int ring_make(struct failure *f)
 	return fd < 0 ? fail(f, -errno, "cannot make a ring buffer: %m; it takes CAP_BPF") : fd;
 }
 
-int hold_prepare(struct proxy *p, struct failure *f)
+int hold_prepare(const struct proxy *p, int32_t raw[FAMILY_COUNT], int32_t *ring, struct failure *f)
 {
-	int err = p->settings.hold ? open_raw_sockets(p, f) : 0;
+	int err = p->settings.hold ? open_raw_sockets(p, raw, f) : 0;
 
-	if (err || !p->settings.hold || p->shared->ring >= 0)
+	if (err || !p->settings.hold || *ring >= 0)
 		return err;
-	p->shared->ring = ring_make(f);
-	return p->shared->ring < 0 ? p->shared->ring : 0;
+	*ring = ring_make(f);
+	return *ring < 0 ? *ring : 0;
 }
 
 int hold_try(struct proxy *p, struct failure *f)

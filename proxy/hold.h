@@ -8,9 +8,10 @@
 
 #include "proxy.h"
 
-/* Opens the raw sockets and the ring, which takes privileges that workers do not have, where a
- * predecessor has not; for the master. */
-int hold_prepare(struct proxy *p, struct failure *f);
+/* Opens the raw sockets and the ring, which takes privileges that workers do not have, where they
+ * are -1: a predecessor may have; for the master. */
+int hold_prepare(const struct proxy *p, int32_t raw[FAMILY_COUNT], int32_t *ring,
+		 struct failure *f);
 
 /* Whether hold_prepare() could do that: opens all, and closes it. */
 int hold_try(struct proxy *p, struct failure *f);

@@ -75,10 +75,12 @@ static int open_failed(const struct proxy *p, int listener, int err, struct fail
 	uint16_t port = listener_port(p, listener);
 
 	if (err == -EADDRINUSE)
-		return fail(f, err,
-			    "cannot listen on %s:%u: another process holds it (another tproxyd of "
-			    "instance %s, or a stranger); find it with: ss -ltnp 'sport = %u'",
-			    ip, port, p->instance.name, port);
+		return fail(
+			f, err,
+			"cannot listen on %s:%u: another process holds it (another tproxyd of "
+			"instance %s, or a stranger); find it with: ss -ltnp 'sport = %u'; to take "
+			"over from a tproxyd that runs: tproxyd --takeover",
+			ip, port, p->instance.name, port);
 	return fail(f, err, "cannot listen on %s:%u: %s; is the loopback interface up?", ip, port,
 		    strerror(-err));
 }
@@ -194,12 +196,11 @@ static struct tp_proxy *take_slot(const struct proxy *p)
 	return slot_of_the_dead(p, slots);
 }
 
-int listener_register(struct proxy *p, struct failure *f)
+int listener_identify(struct proxy *p, struct failure *f)
 {
 	struct sockaddr_in nowhere = {.sin_family = AF_INET,
 				      .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	struct tp_mark mark = {0};
-	struct tp_proxy *slot;
 	int fd _cleanup_fd_ = -1;
 	int err;
 
@@ -231,8 +232,18 @@ int listener_register(struct proxy *p, struct failure *f)
 			"of them (tproxy status --name %s), or add its own: tproxy-load --cgroup",
 			p->instance.name, p->instance.name);
 	p->tgid = mark.tgid;
-	p->netns = p->shared->netns = mark.netns;
+	p->netns = mark.netns;
+	return 0;
+}
 
+int listener_register(struct proxy *p, struct failure *f)
+{
+	struct tp_proxy *slot;
+	int err = listener_identify(p, f);
+
+	if (err)
+		return err;
+	p->shared->netns = p->netns;
 	slot = take_slot(p);
 	if (!slot)
 		return fail(f, -EUSERS,

@@ -13,7 +13,10 @@
  * absent, and all ports but the first be taken. */
 int listener_open(struct proxy *p, struct failure *f);
 
-/* Learns from the hooks which tgid and namespace the kernel sees, and enters them in map_config. */
+/* Learns from the hooks which tgid and namespace the kernel sees. */
+int listener_identify(struct proxy *p, struct failure *f);
+
+/* The same, and enters them in map_config. */
 int listener_register(struct proxy *p, struct failure *f);
 
 /* Marks the listeners: from here on clients are redirected. */

@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 
 #include "hold.h"
+#include "binary.h"
 #include "listener.h"
 #include "log.h"
 #include "master.h"
@@ -13,6 +14,7 @@
 #include "privilege.h"
 #include "recover.h"
 #include "stats.h"
+#include "takeover.h"
 #include "worker.h"
 
 enum { EXIT_OK, EXIT_FAILED, EXIT_USAGE };
@@ -115,6 +117,11 @@ static const struct opt options[] = {
 	 .offset = offsetof(struct settings, check),
 	 .help = "say whether settings and hooks allow to serve, and end",
 	 .command_line_only = 1},
+	{.name = "takeover",
+	 .type = OPT_FLAG,
+	 .offset = offsetof(struct settings, takeover),
+	 .help = "go on in place of the tproxyd that serves the instance, if one does",
+	 .command_line_only = 1},
 	{0},
 };
 
@@ -160,7 +167,7 @@ static int open_instance(struct proxy *p, struct failure *f)
 /* What the binary that runs now wants to know before it becomes us. */
 static int check(struct proxy *p, struct failure *f)
 {
-	const char *theirs = getenv(MASTER_ENV_LAYOUT);
+	const char *theirs = getenv(BINARY_ENV_LAYOUT);
 	char ours[SHARED_LAYOUT_LEN];
 	int err;
 
@@ -177,25 +184,28 @@ static int begin(struct proxy *p, struct failure *f)
 {
 	int err = open_instance(p, f);
 
+	if (!err && p->conn >= 0)
+		return takeover_receive(p, f) ?: open_instance(p, f);
 	if (!err)
 		err = shared_create(p->fd_limit, &p->shared, f);
 	return err ? err : listener_open(p, f);
 }
 
 /* We were another binary a moment ago. Its books are put in order before anything is opened. */
-static int take_over(struct proxy *p, int memfd, struct failure *f)
+static int go_on(struct proxy *p, int memfd, struct failure *f)
 {
 	struct recovery r _cleanup_(recover_free) = {0};
 	int err = shared_attach(memfd, &p->shared, f);
 
-	unsetenv(MASTER_ENV_MEMORY);
-	master_set_cloexec(p->fd_limit, 1);
+	unsetenv(BINARY_ENV_MEMORY);
+	binary_cloexec(p->fd_limit, 1);
 	if (!err)
 		err = recover_descriptors(p, &r, f);
 	if (!err)
 		err = open_instance(p, f);
 	if (err)
 		return err;
+	p->shared->peer = fd_close(p->shared->peer);
 	if (p->instance.config->port != p->shared->port ||
 	    p->instance.config->ports != p->shared->ports)
 		log_warning(
@@ -208,13 +218,16 @@ static int take_over(struct proxy *p, int memfd, struct failure *f)
 
 static int prepare(struct proxy *p, struct failure *f)
 {
-	const char *memfd = getenv(MASTER_ENV_MEMORY);
+	const char *memfd = getenv(BINARY_ENV_MEMORY);
+	struct shared *sh;
 	int err;
 
 	p->fd_limit = raise_fd_limit();
-	err = memfd ? take_over(p, atoi(memfd), f) : begin(p, f);
+	err = memfd ? go_on(p, atoi(memfd), f) : begin(p, f);
+	sh = p->shared;
 	if (!err)
-		err = hold_prepare(p, f);
+		err = p->offer ? hold_prepare(p, p->spare.raw, &p->spare.ring, f)
+			       : hold_prepare(p, sh->raw, &sh->ring, f);
 	if (!err)
 		err = worker_books(p, f);
 	return err ? err : privilege_master(f);
@@ -248,6 +261,7 @@ int main(int argc, char **argv)
 		.notify = -1,
 		.stats = &stats_nowhere,
 		.headroom = HEADROOM_INIT,
+		.conn = -1,
 	};
 	struct failure f = {{0}};
 	int err, status;
@@ -262,11 +276,16 @@ int main(int argc, char **argv)
 		return EXIT_USAGE;
 	}
 	log_set_level(LOG_ERR + p.settings.log_level);
-	err = privilege_begin(&f);
+	if (p.settings.takeover && !p.settings.check && !getenv(BINARY_ENV_MEMORY))
+		err = takeover_connect(&p, &f);
+	if (!err)
+		err = privilege_begin(&f);
 	if (!err)
 		err = p.settings.check ? check(&p, &f) : prepare(&p, &f);
 	if (err)
 		log_error("%s", f.text);
+	if (err && p.offer)
+		takeover_abandon(&p, f.text);
 	status = err ? EXIT_FAILED : p.settings.check ? EXIT_OK : master_run(&p, argv);
 	table_free(&p.table);
 	instance_close(&p.instance);

@@ -10,25 +10,32 @@
  *				   whether it can take over; then the worker is
  *				   killed, and we become that binary
  *	we die			-> the worker becomes a master, and starts a worker
+ *	another tproxyd asks	-> a standby is started, which goes on in our place if we die;
+ *				   the worker is killed, all is offered, and then either
+ *				   taken, and we end, or not, and a worker is started
  *
- * The master opens nothing while it runs and works on no session.
+ * The master works on no session. What it opens it enters in the books, and never while a worker
+ * sorts out what is in nobody's.
  */
 #include "master.h"
 
-#include <fcntl.h>
-#include <linux/close_range.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include "binary.h"
+#include "handover.h"
 #include "listener.h"
 #include "log.h"
 #include "loop.h"
 #include "notify.h"
 #include "recover.h"
+#include "takeover.h"
 #include "worker.h"
 
 #define QUICK_MS     50	 /* a worker that lived shorter died at once */
@@ -43,50 +50,36 @@ struct master {
 	char path[PATH_MAX]; /* what to become on SIGHUP */
 	pid_t worker;	     /* 0: none */
 	pid_t asked;	     /* the child that asks the binary; 0: none */
+	pid_t standby;	     /* goes on in our place, if we die while nobody works; 0: none */
+	struct handover handover;
 	uint64_t started_ms;
 	uint64_t restart_ms; /* when to start a worker; 0: there is one */
 	uint64_t idle_ms;    /* since when nobody serves; 0: somebody does */
 	unsigned int quick;
 	const char *untold; /* what the service manager was too busy to be told; NULL: nothing */
 	char ready[48];	    /* READY=1, and who says so */
+	int reload_due;	    /* asked for while all was offered */
+	int left;	    /* all was handed over: nothing is ours */
 	int distrusted;	    /* we took the marks off the listeners */
 	int status;	    /* to exit with; -1: not yet */
 };
 
-static void wanted_signals(sigset_t *ret_set)
+/* SIGNAL_ORPHANED is for our children, in whom it is blocked from the beginning. */
+static int take_signals(struct master *m)
 {
 	static const int signals[] = {SIGTERM, SIGINT,	       SIGHUP,
 				      SIGCHLD, SIGNAL_SERVING, SIGNAL_ORPHANED};
+	struct shared *sh = m->p->shared;
+	sigset_t set;
 
-	sigemptyset(ret_set);
+	sigemptyset(&set);
 	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
-		sigaddset(ret_set, signals[i]);
-}
-
-void master_set_cloexec(uint64_t fd_limit, int on)
-{
-	uint32_t size = recover_fd_table_size(fd_limit);
-
-	for (uint32_t fd = STDERR_FILENO + 1; fd < size; fd++)
-		fcntl(fd, F_SETFD, on ? FD_CLOEXEC : 0);
-}
-
-/* The path by which the present binary was started, so that one put in its place is found. */
-static int own_path(const char *argv0, char ret_path[PATH_MAX])
-{
-	char dir[PATH_MAX];
-	ssize_t len;
-
-	if (argv0[0] == '/')
-		return snprintf(ret_path, PATH_MAX, "%s", argv0) < PATH_MAX ? 0 : -ENAMETOOLONG;
-	if (strchr(argv0, '/') && getcwd(dir, sizeof(dir)))
-		return snprintf(ret_path, PATH_MAX, "%s/%s", dir, argv0) < PATH_MAX ? 0
-										    : -ENAMETOOLONG;
-	len = readlink("/proc/self/exe", ret_path, PATH_MAX - 1);
-	if (len < 0)
-		return -errno;
-	ret_path[len] = 0;
-	return 0;
+		sigaddset(&set, signals[i]);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	/* One that a predecessor made reads the signals of whoever reads. */
+	sh->signals = signalfd(sh->signals, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+	return sh->signals < 0 ? -errno : 0;
 }
 
 /* To the service manager the main process is the one it started, until another says it is. */
@@ -102,53 +95,19 @@ static pid_t clone_sharing_files(void)
 	return syscall(SYS_clone, CLONE_FILES | SIGCHLD, NULL, NULL, NULL, NULL);
 }
 
-/* Becomes the binary at our path, with all descriptors. Returns only where that failed. */
-static void become_new(struct master *m)
-{
-	char memfd[16];
-
-	snprintf(memfd, sizeof(memfd), "%d", m->p->shared->memfd);
-	setenv(MASTER_ENV_MEMORY, memfd, 1);
-	master_set_cloexec(m->p->fd_limit, 0);
-	execv(m->path, m->argv);
-	log_error("cannot become %s: %m; the present binary goes on", m->path);
-	master_set_cloexec(m->p->fd_limit, 1);
-	unsetenv(MASTER_ENV_MEMORY);
-}
-
-/* In a child of its own the binary reads its settings and looks at the pins; it says itself what is
- * wrong. */
+/* In a child of its own the binary at our path reads its settings and looks at the pins; it says
+ * itself what is wrong. */
 static pid_t ask_binary(struct master *m)
 {
-	char layout[SHARED_LAYOUT_LEN], **argv;
-	sigset_t none;
-	size_t argc = 0;
-	pid_t pid;
+	pid_t pid = clone_sharing_files();
 
-	pid = clone_sharing_files();
-	if (pid)
-		return pid;
-	/* Nothing of ours may be held open by it: a connection would not end while it runs. */
-	if (close_range(STDERR_FILENO + 1, ~0U, CLOSE_RANGE_UNSHARE))
-		_exit(1);
-	while (m->argv[argc])
-		argc++;
-	argv = calloc(argc + 2, sizeof(*argv));
-	if (!argv)
-		_exit(1);
-	argv[0] = m->argv[0];
-	argv[1] = "--check";
-	memcpy(argv + 2, m->argv + 1, argc * sizeof(*argv));
-	setenv(MASTER_ENV_LAYOUT, shared_layout(layout), 1);
-	unsetenv("NOTIFY_SOCKET");
-	sigemptyset(&none);
-	sigprocmask(SIG_SETMASK, &none, NULL);
-	execv(m->path, argv);
-	log_error("cannot run %s: %m", m->path);
-	_exit(1);
+	if (!pid)
+		binary_check(m->path, m->argv);
+	return pid;
 }
 
 static int replace_master(struct master *m);
+static int guard(struct master *m);
 
 /* What a worker does, from its beginning to its end. Returns its exit status. */
 static int be_worker(struct master *m)
@@ -158,12 +117,14 @@ static int be_worker(struct master *m)
 	int err;
 
 	err = worker_start(p, &f);
-	if (err && !p->shared->serving)
+	if (err && p->offer)
+		takeover_abandon(p, f.text);
+	else if (err && !p->shared->serving)
 		worker_clean_up(p);
 	if (!err)
 		err = worker_serve(p, &f);
-	if (err == LOOP_ORPHANED)
-		return replace_master(m);
+	if (err == LOOP_ORPHANED) /* else a standby does */
+		return shared_inherit(p->shared) ? replace_master(m) : EXIT_FAILURE;
 	if (err) { /* whatever is open is for the next one */
 		log_error("%s", f.text);
 		return EXIT_FAILURE;
@@ -176,7 +137,8 @@ static void start_worker(struct master *m)
 {
 	pid_t master = getpid(), pid;
 
-	m->p->shared->workers++;
+	if (!m->p->offer)
+		m->p->shared->heir = 0;
 	m->started_ms = monotonic_ms();
 	m->restart_ms = 0;
 	pid = clone_sharing_files();
@@ -190,6 +152,53 @@ static void start_worker(struct master *m)
 		return;
 	}
 	m->worker = pid;
+}
+
+/* All is kept for whoever goes on with it, and nobody works. Otherwise this is the master once
+ * more. */
+static int be_standby(struct master *m, pid_t master)
+{
+	struct shared *sh = m->p->shared;
+	uint32_t number = shared_offers(sh) + 1;
+	sigset_t set;
+
+	shared_inherit(sh); /* the worker is there still, but will not be for long */
+	sigemptyset(&set);
+	sigaddset(&set, SIGNAL_ORPHANED);
+	prctl(PR_SET_PDEATHSIG, m->p->no_heir ? SIGKILL : SIGNAL_ORPHANED);
+	while (getppid() == master)
+		sigwaitinfo(&set, NULL);
+	if (m->p->no_heir || (shared_offers(sh) == number && !shared_withdraw(sh, number)) ||
+	    !shared_inherit(sh))
+		return EXIT_FAILURE;
+	prctl(PR_SET_PDEATHSIG, 0);
+	log_warning("the master (pid %d) has died while all was offered to another tproxyd; this "
+		    "process takes its place",
+		    master);
+	m->worker = m->standby = 0;
+	handover_forget(m->p, &m->handover);
+	start_worker(m);
+	return guard(m);
+}
+
+static void start_standby(struct master *m)
+{
+	pid_t master = getpid();
+
+	m->standby = clone_sharing_files();
+	if (!m->standby)
+		exit(be_standby(m, master));
+	if (m->standby < 0)
+		m->standby = 0;
+}
+
+static void end_child(pid_t *pid)
+{
+	if (*pid) {
+		kill(*pid, SIGKILL);
+		waitpid(*pid, NULL, 0);
+	}
+	*pid = 0;
 }
 
 static void tell(struct master *m, const char *state)
@@ -212,6 +221,11 @@ static void worker_ended(struct master *m, int status)
 
 	describe_end(status, how, sizeof(how));
 	m->worker = 0;
+	if (m->p->offer && takeover_abandon(m->p, "its worker could not start")) {
+		log_error("the worker %s; the tproxyd before us serves on", how);
+		m->status = EXIT_FAILURE;
+		return;
+	}
 	listener_disown(m->p);
 	if (WIFEXITED(status) && (!WEXITSTATUS(status) || !m->p->shared->serving)) {
 		m->status = WEXITSTATUS(status);
@@ -241,13 +255,17 @@ static void serving(struct master *m)
 	if (m->p->shared->serving != (uint32_t)m->worker)
 		return; /* from one that has died since */
 	m->idle_ms = 0;
-	if (m->distrusted && !m->p->shared->stops) {
+	m->p->offer = 0;
+	/* A predecessor may have taken the marks off, or marked them in maps that have gone. */
+	if ((m->distrusted || m->p->fresh) && !m->p->shared->stops) {
 		if (listener_trust(m->p, &f))
 			log_error("%s", f.text);
-		else
+		else if (m->distrusted)
 			log_notice("a worker serves again: new connections are taken");
 		m->distrusted = 0;
 	}
+	if (m->p->fresh && !m->p->shared->stops && handover_listen(m->p, &f))
+		log_warning("no other tproxyd can take over from this one: %s", f.text);
 	if (m->p->fresh)
 		tell(m, ready_state(m));
 	m->p->fresh = 0;
@@ -263,12 +281,8 @@ static void answered(struct master *m, int status)
 		return;
 	}
 	log_notice("reloading: becoming %s", m->path);
-	if (m->worker) {
-		kill(m->worker, SIGKILL);
-		waitpid(m->worker, NULL, 0);
-	}
-	become_new(m);
-	m->worker = 0;
+	end_child(&m->worker);
+	binary_become(m->p, m->path, m->argv);
 	tell(m, ready_state(m));
 	start_worker(m);
 }
@@ -283,6 +297,8 @@ static void children_ended(struct master *m)
 			worker_ended(m, status);
 		else if (pid == m->asked)
 			answered(m, status);
+		else if (pid == m->standby)
+			m->standby = 0;
 	}
 }
 
@@ -290,7 +306,10 @@ static void reload(struct master *m)
 {
 	char state[64];
 
-	if (m->asked || m->p->shared->stops)
+	if (m->asked || m->p->offer || m->p->shared->stops)
+		return;
+	m->reload_due = handover_stands(&m->handover);
+	if (m->reload_due)
 		return;
 	if (m->p->heir) {
 		log_error("not reloaded: this process was a worker before its master died, and "
@@ -307,8 +326,91 @@ static void reload(struct master *m)
 	}
 }
 
+/* Whether its cgroup is ours: then one service manager looks after both. */
+static int is_same_unit(pid_t pid)
+{
+	char path[64], ours[PATH_MAX] = "", theirs[PATH_MAX] = "";
+	FILE *a _cleanup_file_ = fopen("/proc/self/cgroup", "re");
+	FILE *b _cleanup_file_ = NULL;
+
+	snprintf(path, sizeof(path), "/proc/%d/cgroup", pid);
+	b = fopen(path, "re");
+	return a && b && fread(ours, 1, sizeof(ours) - 1, a) &&
+	       fread(theirs, 1, sizeof(theirs) - 1, b) && !strcmp(ours, theirs);
+}
+
+/* All is another's now. */
+static void leave(struct master *m)
+{
+	pid_t heir = m->handover.pid;
+	char state[32];
+
+	end_child(&m->standby);
+	log_notice("handed over %u sessions and %u descriptors to pid %d", m->handover.sessions,
+		   m->handover.count, heir);
+	snprintf(state, sizeof(state), "MAINPID=%d", heir);
+	notify_send(m->p->notify, is_same_unit(heir) ? state : "STOPPING=1");
+	handover_leave(&m->handover);
+	m->status = EXIT_SUCCESS;
+	m->left = 1;
+}
+
+static void work_on(struct master *m)
+{
+	end_child(&m->standby);
+	start_worker(m);
+	if (m->reload_due)
+		reload(m);
+}
+
+static void hand_over(struct master *m)
+{
+	struct failure f;
+
+	log_notice("pid %d takes over", m->handover.pid);
+	if (!m->idle_ms)
+		m->idle_ms = monotonic_ms();
+	m->restart_ms = 0;
+	start_standby(m);
+	end_child(&m->worker);
+	listener_disown(m->p);
+	if (handover_offer(m->p, &m->handover, &f)) {
+		log_error("%s", f.text);
+		work_on(m);
+	}
+}
+
+/* What a handover has to wait for; NULL: nothing. */
+static const char *busy(const struct master *m)
+{
+	if (m->p->shared->stops)
+		return "is being stopped";
+	if (m->asked)
+		return "is being reloaded: try again";
+	return NULL;
+}
+
+static void follow(struct master *m, enum handover_step step)
+{
+	if (step == HANDOVER_BEGIN)
+		hand_over(m);
+	else if (step == HANDOVER_BACK)
+		work_on(m);
+	else if (step == HANDOVER_TAKEN)
+		leave(m);
+}
+
 static void stop(struct master *m, int signo)
 {
+	if (m->p->offer && takeover_abandon(m->p, "it was told to stop")) {
+		end_child(&m->worker);
+		m->status = EXIT_FAILURE;
+		return;
+	}
+	follow(m, handover_cancel(m->p, &m->handover));
+	if (m->left)
+		return;
+	handover_unlisten(m->p);
 	m->p->shared->stop_signal = signo;
 	m->p->shared->stops++;
 	listener_distrust(m->p); /* before anybody is told */
@@ -321,7 +423,8 @@ static void stop(struct master *m, int signo)
 
 static void check_grace(struct master *m)
 {
-	if (m->distrusted || !m->idle_ms || monotonic_ms() < m->idle_ms + m->p->settings.grace)
+	if (m->distrusted || m->p->offer || !m->idle_ms ||
+	    monotonic_ms() < m->idle_ms + m->p->settings.grace)
 		return;
 	listener_distrust(m->p);
 	m->distrusted = 1;
@@ -330,51 +433,79 @@ static void check_grace(struct master *m)
 		  (unsigned long long)m->p->settings.grace);
 }
 
-/* Waits for a signal, or for the next thing that is to be done. 0: none came. */
-static int wait_signal(struct master *m, const sigset_t *set)
+/* Descriptors of ours must not be met by a worker that sorts out what its predecessor left. */
+static int may_talk(const struct master *m)
+{
+	return !m->p->offer && (m->handover.state != HANDOVER_IDLE || !m->worker ||
+				m->p->shared->serving == (uint32_t)m->worker);
+}
+
+static void sooner(uint64_t *until, uint64_t ms)
+{
+	if (ms && (!*until || ms < *until))
+		*until = ms;
+}
+
+/* Milliseconds until something is to be done though nothing comes; -1: never. */
+static int patience(const struct master *m)
 {
 	uint64_t now = monotonic_ms(), until = m->restart_ms;
-	struct timespec wait;
-	siginfo_t info;
-	int r;
 
-	if (m->untold && (!until || now + TELL_MS < until))
-		until = now + TELL_MS;
-	if (m->idle_ms && !m->distrusted && (!until || m->idle_ms + m->p->settings.grace < until))
-		until = m->idle_ms + m->p->settings.grace;
-	if (!until) {
-		r = sigwaitinfo(set, &info);
-	} else {
-		until = until > now ? until - now : 0;
-		wait = (struct timespec){until / 1000, until % 1000 * 1000000};
-		r = sigtimedwait(set, &info, &wait);
+	sooner(&until, handover_deadline(&m->handover));
+	if (m->untold)
+		sooner(&until, now + TELL_MS);
+	if (m->idle_ms && !m->distrusted && !m->p->offer)
+		sooner(&until, m->idle_ms + m->p->settings.grace);
+	if (!until)
+		return -1;
+	return until > now ? until - now : 0;
+}
+
+static void obey(struct master *m)
+{
+	struct signalfd_siginfo info;
+
+	while (m->status < 0 && read(m->p->shared->signals, &info, sizeof(info)) == sizeof(info)) {
+		if (info.ssi_signo == SIGCHLD)
+			children_ended(m);
+		else if (info.ssi_signo == SIGNAL_SERVING)
+			serving(m);
+		else if (info.ssi_signo == SIGHUP)
+			reload(m);
+		else if (info.ssi_signo == SIGTERM || info.ssi_signo == SIGINT)
+			stop(m, info.ssi_signo);
 	}
-	return r > 0 ? r : 0;
+}
+
+/* Waits for the next thing that is to be done, and does it. */
+static void turn(struct master *m)
+{
+	struct pollfd polls[] = {{.fd = m->p->shared->signals, .events = POLLIN}, {.fd = -1}};
+	uint64_t due = handover_deadline(&m->handover);
+
+	if (may_talk(m))
+		polls[1].fd = handover_fd(m->p, &m->handover, &polls[1].events);
+	poll(polls, ARRAY_SIZE(polls), patience(m));
+	if (polls[0].revents)
+		obey(m);
+	if (m->status < 0 && may_talk(m) && (polls[1].revents || (due && due <= monotonic_ms())))
+		follow(m, handover_step(m->p, &m->handover, busy(m)));
+	if (m->status >= 0)
+		return;
+	if (m->restart_ms && m->restart_ms <= monotonic_ms())
+		start_worker(m);
+	check_grace(m);
+	if (m->untold)
+		tell(m, m->untold);
 }
 
 /* Until there is something to exit with. */
 static int guard(struct master *m)
 {
-	sigset_t set;
-	int signo;
-
-	wanted_signals(&set);
-	while (m->status < 0) {
-		signo = wait_signal(m, &set);
-		if (signo == SIGCHLD)
-			children_ended(m);
-		else if (signo == SIGNAL_SERVING)
-			serving(m);
-		else if (signo == SIGHUP)
-			reload(m);
-		else if (signo == SIGTERM || signo == SIGINT)
-			stop(m, signo);
-		if (m->status < 0 && m->restart_ms && m->restart_ms <= monotonic_ms())
-			start_worker(m);
-		check_grace(m);
-		if (m->untold)
-			tell(m, m->untold);
-	}
+	while (m->status < 0)
+		turn(m);
+	if (!m->p->offer && !m->left)
+		handover_unlisten(m->p);
 	return m->status;
 }
 
@@ -408,7 +539,6 @@ static int replace_master(struct master *m)
 int master_run(struct proxy *p, char **argv)
 {
 	struct master m = {.p = p, .argv = argv, .status = -1};
-	sigset_t set;
 	int signo;
 
 	p->fresh = 1;
@@ -416,10 +546,11 @@ int master_run(struct proxy *p, char **argv)
 	/* Who is to die with his own parent leaves nothing behind. */
 	if (!prctl(PR_GET_PDEATHSIG, &signo))
 		p->no_heir = signo != 0;
-	wanted_signals(&set);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	signal(SIGPIPE, SIG_IGN);
-	if (own_path(argv[0], m.path))
+	if (take_signals(&m)) {
+		log_error("cannot wait for signals: %m");
+		return EXIT_FAILURE;
+	}
+	if (binary_path(argv[0], m.path))
 		log_warning("cannot tell the path of this program: it will not reload");
 	if (p->shared->serving)
 		m.idle_ms = monotonic_ms();

@@ -51,8 +51,13 @@ struct proxy {
 	pid_t master;	       /* of a worker: who started it */
 	int orphaned;	       /* of a worker: that one has died */
 	int no_heir;	       /* the worker dies with its master */
-	int heir;	       /* the master was a worker: it has given up privileges already */
-	int fresh;	       /* no worker of this binary has come to serve yet */
+	int conn;	       /* to a tproxyd that we take over from; -1: none */
+	uint32_t offer;	       /* what we have is another's still, and this its offer; 0: ours */
+	struct {
+		int32_t raw[FAMILY_COUNT], ring;
+	} spare;   /* until then: what is to be entered once it is ours */
+	int heir;  /* the master was a worker: it has given up privileges already */
+	int fresh; /* no worker of this binary has come to serve yet */
 };
 
 /* CLOCK_MONOTONIC. */

@@ -25,6 +25,7 @@ struct settings {
 			*/
 	int log_sessions; /* no, yes */
 	bool check;	  /* only say whether we could serve */
+	bool takeover;	  /* from the one that serves */
 };
 
 #endif

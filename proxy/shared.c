@@ -40,6 +40,9 @@ static struct shared header(uint32_t slots, uint32_t pipes)
 		.epoll = -1,
 		.raw = {-1, -1},
 		.ring = -1,
+		.signals = -1,
+		.control = -1,
+		.peer = -1,
 		.slot = TP_NO_SLOT,
 	};
 
@@ -111,6 +114,51 @@ const char *shared_layout(char buf[SHARED_LAYOUT_LEN])
 	snprintf(buf, SHARED_LAYOUT_LEN, "%u.%zu.%zu.%zu", SHARED_LAYOUT, sizeof(struct shared),
 		 sizeof(struct session), sizeof(struct pipe));
 	return buf;
+}
+
+/* In the two lowest bits of shared.offer; its number is above them. */
+enum { OFFERED, CLAIMED, WITHDRAWN, OUTCOME_BITS = 2 };
+
+uint32_t shared_offers(const struct shared *sh)
+{
+	return sh->offer >> OUTCOME_BITS;
+}
+
+uint32_t shared_offer(struct shared *sh)
+{
+	uint32_t number = shared_offers(sh) + 1;
+
+	__atomic_store_n(&sh->offer, number << OUTCOME_BITS | OFFERED, __ATOMIC_SEQ_CST);
+	return number;
+}
+
+/* Whether that is what has become of it, by this call or before. */
+static int decide(struct shared *sh, uint32_t offer, uint32_t outcome)
+{
+	uint32_t open = offer << OUTCOME_BITS | OFFERED, decided = offer << OUTCOME_BITS | outcome;
+
+	return __atomic_compare_exchange_n(&sh->offer, &open, decided, 0, __ATOMIC_SEQ_CST,
+					   __ATOMIC_SEQ_CST) ||
+	       open == decided;
+}
+
+int shared_claim(struct shared *sh, uint32_t offer)
+{
+	return decide(sh, offer, CLAIMED);
+}
+
+int shared_withdraw(struct shared *sh, uint32_t offer)
+{
+	return decide(sh, offer, WITHDRAWN);
+}
+
+int shared_inherit(struct shared *sh)
+{
+	uint32_t nobody = 0, us = getpid();
+
+	return __atomic_compare_exchange_n(&sh->heir, &nobody, us, 0, __ATOMIC_SEQ_CST,
+					   __ATOMIC_SEQ_CST) ||
+	       nobody == us;
 }
 
 struct session *shared_sessions(struct shared *sh)

@@ -40,9 +40,15 @@ struct shared {
 	int32_t memfd;
 	int32_t epoll;
 	int32_t listener[LISTENER_COUNT]; /* -1: not used, or not to be had */
-	int32_t raw[FAMILY_COUNT];  /* raw sockets that answer held clients; -1: hold is off */
-	int32_t ring;		    /* what the doorman delivers; -1: hold is off */
-	uint32_t slot;		    /* in map_config.proxies; TP_NO_SLOT: not registered yet */
+	int32_t raw[FAMILY_COUNT]; /* raw sockets that answer held clients; -1: hold is off */
+	int32_t ring;		   /* what the doorman delivers; -1: hold is off */
+	/* The master's own: */
+	int32_t signals; /* signalfd */
+	int32_t control; /* listens for one that wants to take over; -1: nobody can */
+	int32_t peer;	 /* the connection with it; where it has come to have everything, its end */
+	uint32_t offer;	 /* the last one made, and what has become of it: shared_offer() */
+	uint32_t heir;	 /* pid of who takes the master's place when it dies; 0: not decided */
+	uint32_t slot;	 /* in map_config.proxies; TP_NO_SLOT: not registered yet */
 	uint32_t serving;	    /* pid of the worker that has come to serve; 0: none ever did */
 	uint32_t workers;	    /* how many there have been */
 	uint32_t stops;		    /* how often we were told to stop */
@@ -68,6 +74,19 @@ int shared_check(struct shared *sh, struct failure *f);
 /* What two binaries must agree on for the one to take over from the other. Returns buf. */
 #define SHARED_LAYOUT_LEN 64
 const char *shared_layout(char buf[SHARED_LAYOUT_LEN]);
+
+/*
+ * Everything may be offered to another process that has this memory mapped too. Then one of them
+ * claims it, or either withdraws the offer; whoever comes first decides, whatever he dies of in
+ * the next moment. Claimed, it is the other's for good.
+ */
+uint32_t shared_offer(struct shared *sh);		/* returns its number */
+uint32_t shared_offers(const struct shared *sh);	/* the number of the last one */
+int shared_claim(struct shared *sh, uint32_t offer);	/* 0: it was withdrawn */
+int shared_withdraw(struct shared *sh, uint32_t offer); /* 0: it was claimed */
+
+/* Whether it falls to us to take the master's place: there may be two who could. */
+int shared_inherit(struct shared *sh);
 
 struct session *shared_sessions(struct shared *sh);
 struct pipe *shared_pipes(struct shared *sh);

@@ -14,6 +14,7 @@
 #include "routes.h"
 #include "session.h"
 #include "stats.h"
+#include "takeover.h"
 
 static int open_hold(struct proxy *p, struct failure *f)
 {
@@ -74,10 +75,15 @@ int worker_start(struct proxy *p, struct failure *f)
 {
 	struct recovery r _cleanup_(recover_free) = {0};
 	int resumed = p->shared->serving != 0;
-	int err;
+	int err = 0;
 
 	p->now_ms = monotonic_ms();
-	if (p->shared->workers > 1) {
+	/* Where another one serves still, what may keep us from it is found before it ends. */
+	if (p->offer)
+		err = listener_identify(p, f) ?: takeover_claim(p, f);
+	if (err)
+		return err;
+	if (p->shared->workers++) {
 		err = recover_descriptors(p, &r, f);
 		if (!err)
 			err = recover_lists(p, &r, f);

@@ -77,6 +77,18 @@ static void lock_remove(struct sandbox *box)
 	box->lock = fd_close(box->lock);
 }
 
+/* The control sockets of its tproxyd, if that was killed. */
+static void remove_sockets(const struct sandbox *box)
+{
+	DIR *dir _cleanup_dir_ = opendir(RUN_DIR);
+	size_t len = strlen(box->name);
+	struct dirent *e;
+
+	while (dir && (e = readdir(dir)))
+		if (!strncmp(e->d_name, box->name, len) && e->d_name[len] == '@')
+			unlinkat(dirfd(dir), e->d_name, 0);
+}
+
 static int make_cgroups(const struct sandbox *box, struct failure *f)
 {
 	const char *const paths[] = {box->cgroup, box->proxy, box->command};
@@ -153,6 +165,7 @@ int sandbox_destroy(struct sandbox *box, const struct caller *caller, struct fai
 	err = cgroup_remove(box->cgroup, first ? &second : f);
 	if (!first)
 		first = err;
+	remove_sockets(box);
 	if (!first)
 		lock_remove(box);
 	else

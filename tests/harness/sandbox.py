@@ -194,6 +194,8 @@ class Sandbox:
         for path in [self.pins, *self.pins.parent.glob(f"{self.name}[!0-9]*")]:
             pins.remove(path)
         system.cgroup_remove(self.cgroup)
+        for path in pathlib.Path("/run/tproxy").glob(f"{self.name}@*"):
+            path.unlink()  # of one that was killed
         if any(codes) and kind is None:
             raise Failed("\n".join(["tproxyd did not end well:", *map(Proxy.log, self._proxies)]))
 

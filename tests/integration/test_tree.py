@@ -10,7 +10,7 @@ from harness import LOAD, O, ROOT, TPROXY, TPROXYD, Failed, case, case_for, main
 COMMANDS = ("status", "conns", "run", "doctor")
 PROGRAMS = {"tproxy-load": [[LOAD]], "tproxyd": [[TPROXYD]],
             "tproxy": [[TPROXY, command] for command in COMMANDS]}
-COMMAND_LINE_ONLY = {"help", "version", "name", "config", "unload", "check", "quiet", "verbose"}
+COMMAND_LINE_ONLY = {"help", "version", "name", "config", "unload", "check", "quiet", "verbose", "takeover"}
 LONG_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]+)")
 
 

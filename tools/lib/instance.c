@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 
 #define config_KEY   sizeof(__u32)
 #define config_VALUE sizeof(struct tp_config)
@@ -109,6 +110,20 @@ const char *instance_pin(const char *name, const char *object, char buf[PATH_MAX
 {
 	snprintf(buf, PATH_MAX, "%s/%s/%s", BPFFS_ROOT, name, object);
 	return buf;
+}
+
+int instance_control(const char *name, char ret_path[RUN_PATH_LEN], uint64_t *ret_netns,
+		     struct failure *f)
+{
+	struct stat st;
+
+	if (stat("/proc/self/ns/net", &st))
+		return fail(f, -errno, "cannot tell the network namespace: /proc/self/ns/net: %m");
+	snprintf(ret_path, RUN_PATH_LEN, RUN_DIR "/%s@%llu.sock", name,
+		 (unsigned long long)st.st_ino);
+	if (ret_netns)
+		*ret_netns = st.st_ino;
+	return 0;
 }
 
 int instance_open_map(const char *name, const char *suffix, enum pin_map map, struct failure *f)
