@@ -170,7 +170,8 @@ def a_flood_of_one_user_leaves_room_in_the_ring():
         wait_for(lambda: all(map(connected, flood)), "the flood to be let in")
         for client in (*flood, *ours):
             client.close()
-        box.wait_no_records()
+        # Some find the accept queue full, and go on by their timers, which double.
+        wait_for(lambda: not box.map("socks"), "the records to go", deadline=120)
 
 
 # --- time -----------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 # Another version: other layouts, a counter, a map and a hook that this one does not know.
 s/^#define ABI_VERSION .*/#define ABI_VERSION 77/
-/^_Static_assert/d
+/^_Static_assert.*;$/d
+/^_Static_assert/,/;$/d
 s/^struct tp_record {/&\n\t__u64 odd;/
 s/^\t__u32 abi;/&\n\t__u64 odd;/
 s/^\tX(redirected, /\tX(odd, "odd ones") &/
