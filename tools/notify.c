@@ -6,7 +6,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-int notify_open(char ret_address[NOTIFY_ADDRESS_LEN], struct failure *f)
+int notify_listen(char ret_address[NOTIFY_ADDRESS_LEN], struct failure *f)
 {
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};
 	socklen_t len = sizeof(addr);

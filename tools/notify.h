@@ -9,7 +9,7 @@
 
 /* Opens an abstract socket, which leaves no file behind. `ret_address` is for NOTIFY_SOCKET.
  * Returns an fd, or -errno. */
-int notify_open(char ret_address[NOTIFY_ADDRESS_LEN], struct failure *f);
+int notify_listen(char ret_address[NOTIFY_ADDRESS_LEN], struct failure *f);
 
 /* Reads what has come, without waiting: 1 if READY=1 was in it, sent by our own user. */
 int notify_ready(int fd);

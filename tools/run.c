@@ -249,7 +249,7 @@ static int proxy_start(struct run *r, struct failure *f)
 		argv[4] = "warning";
 		argv[6] = "no";
 	}
-	r->notify = notify_open(address, f);
+	r->notify = notify_listen(address, f);
 	if (r->notify < 0)
 		return r->notify;
 	err = child_start(&how, &r->proxy, f);

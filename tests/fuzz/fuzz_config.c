@@ -56,6 +56,14 @@ static void check_settings(const struct opt_program *prog, void *settings)
 			number = *(const uint64_t *)value;
 			insist(!number || (number >= o->min && number <= o->max));
 			break;
+		case OPT_SHARE:
+			number = *(const uint64_t *)value;
+			if (number & OPT_PERCENT)
+				insist((number & ~OPT_PERCENT) >= 1 &&
+				       (number & ~OPT_PERCENT) <= 100);
+			else
+				insist(!number || (number >= o->min && number <= o->max));
+			break;
 		case OPT_CHOICE:
 			while (o->choices[choices])
 				choices++;

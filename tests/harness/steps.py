@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""The system calls by which a command changes what outlives it, and trouble at each of them."""
+"""
+The system calls by which a command changes what outlives it, and trouble at each of them, or at
+STEPS of them picked at random (10; 0: at each).
+"""
 
+import os
+import random
 import re
 
 from .system import run, tmpdir
@@ -38,3 +43,13 @@ def run_with(trouble, command, point):
 def kill_at(command, point):
     done = run_with("signal=KILL", command, point)
     assert done.returncode in (-9, 137), f"not killed at {point}: {done.returncode} {done.stderr}"
+
+
+STEPS = int(os.environ.get("STEPS", "10"))
+
+
+def some(points):
+    """So many of them as STEPS says, in their order."""
+    if not STEPS or STEPS >= len(points):
+        return points
+    return [points[i] for i in sorted(random.sample(range(len(points)), STEPS))]

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
 tproxy-load killed before each call that changes anything: the old set, the new one or nothing is in
-force then, and the next run repairs what is left.
+force then, and the next run repairs what is left. STEPS of them a case (harness/steps.py).
 """
 
 from harness import LOAD, Sandbox, Server, banner, case_for, line, main, redirected
 from harness.pins import assert_nothing, assert_whole, attached, pretend_another_build
-from harness.steps import kill_at, stop_points
+from harness.steps import kill_at, some, stop_points
 
 
 def assert_traffic(box, server, ways):
@@ -83,7 +83,7 @@ def killed_at_each_step_of(scenario, then):
         proxy = scenario.prepare(box)
         points = stop_points(scenario.command(box))
         assert points, "nothing to be killed at"
-        for point in points:
+        for point in some(points):
             if proxy:
                 proxy.stop()
             proxy = scenario.prepare(box)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
-Hooks that are replaced and resized under traffic. UPGRADES sets how many upgrades there are (20),
-STEPS at how many of its system calls a loader meets trouble (10; 0: at each).
+Hooks that are replaced and resized under traffic. UPGRADES sets how many upgrades there are (20);
+for STEPS, at which a loader meets trouble, see harness/steps.py.
 """
 
 import contextlib
@@ -15,10 +15,9 @@ import threading
 from harness import (LOAD, O, PROXY_PORT, Failed, Sandbox, Server, bpftool, case, case_for, free_port, line, main,
                      run, wait_for)
 from harness.pins import BPFFS, assert_whole, directories
-from harness.steps import run_with, stop_points
+from harness.steps import run_with, some, stop_points
 
 UPGRADES = int(os.environ.get("UPGRADES", "20"))
-STEPS = int(os.environ.get("STEPS", "10"))
 HOSTS = [f"10.77.0.{n}" for n in range(1, 5)]
 BUILD, VERSION = O / "tests/variants/build", O / "tests/variants/version"
 REFUSE = ("--on-proxy-down", "refuse")  # so that one that no proxy takes fails
@@ -225,11 +224,6 @@ def settings_under_load():
             load.progress()
             load.refused()
             load.check_live()
-
-
-def some(points):
-    chosen = points if not STEPS else sorted(random.sample(range(len(points)), min(STEPS, len(points))))
-    return [points[i] for i in chosen] if STEPS else points
 
 
 TO_AND_FRO = {

@@ -31,7 +31,7 @@ static const int filtered = 1;
 static int try(long (*call)(void))
 {
 	struct failure f;
-	int status;
+	int status = 0;
 	pid_t pid = fork();
 
 	if (!pid) {
