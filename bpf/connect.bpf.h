@@ -142,7 +142,7 @@ static __always_inline int route_error(__u64 netns, const struct tp_endpoint *ds
 }
 
 /* VERDICT_REDIRECT: it did not, as far as is known. */
-static __always_inline enum verdict failed_before(const struct tp_record *rec)
+static __always_inline enum verdict failed_before(const struct tp_record *rec, __u32 mark)
 {
 	struct tp_failed *failed;
 	struct tp_port_key key;
@@ -155,8 +155,9 @@ static __always_inline enum verdict failed_before(const struct tp_record *rec)
 		COUNT(failed_before);
 		return VERDICT_PASS;
 	}
-	/* One that chose its source has other ports left. */
-	if (!retval_settable() || rec->flags & (TP_RECORD_BOUND_ADDR | TP_RECORD_BOUND_PORT))
+	/* One that chose its source, or has a mark and so perhaps another, has other ports left. */
+	if (!retval_settable() || mark ||
+	    rec->flags & (TP_RECORD_BOUND_ADDR | TP_RECORD_BOUND_PORT))
 		return VERDICT_REDIRECT;
 	COUNT(no_local_port);
 	return VERDICT_NO_PORT;
@@ -230,23 +231,43 @@ static __always_inline void reuseaddr_lend(struct bpf_sock_addr *ctx, struct tp_
  * where there is nothing to measure. The client's own is what getsockopt answers, and is the
  * upstream's.
  */
+static __always_inline void congestion_note(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
+					    struct tp_record *rec)
+{
+	struct tp_mark *mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
+
+	if (mark && mark->role == TP_ROLE_CLIENT) /* lent for an attempt that came to nothing */
+		__builtin_memcpy(rec->congestion, mark->client.congestion, TP_CC_LEN);
+	else if (bpf_getsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, rec->congestion, TP_CC_LEN))
+		rec->congestion[0] = 0;
+}
+
 static __always_inline void congestion_lend(struct bpf_sock_addr *ctx, const struct tp_config *cfg,
-					    struct bpf_sock *sk, struct tp_record *rec)
+					    struct bpf_sock *sk, const struct tp_record *rec)
 {
 	char local[TP_CC_LEN] = "reno";
 	__u32 slot = rec->slot;
 	struct tp_mark *mark;
 
-	if (bpf_getsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, rec->congestion,
-			   sizeof(rec->congestion)) ||
-	    slot >= TP_MAX_PROXIES || !cfg->proxies[slot].paces || !cc_is(rec->congestion, "bbr"))
+	if (slot >= TP_MAX_PROXIES || !cfg->proxies[slot].paces || !cc_is(rec->congestion, "bbr"))
 		return;
 	mark = bpf_sk_storage_get(&map_listeners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!mark || mark->role != TP_ROLE_NONE ||
 	    bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, local, sizeof(local)))
 		return;
-	__builtin_memcpy(mark->client.congestion, rec->congestion, sizeof(rec->congestion));
+	__builtin_memcpy(mark->client.congestion, rec->congestion, TP_CC_LEN);
 	mark->role = TP_ROLE_CLIENT;
+}
+
+/* What it was lent for an attempt that came to nothing, where this one is not redirected. */
+static __always_inline void congestion_return(struct bpf_sock_addr *ctx, struct bpf_sock *sk)
+{
+	struct tp_mark *mark = sk ? bpf_sk_storage_get(&map_listeners, sk, 0, 0) : NULL;
+
+	if (!mark || mark->role != TP_ROLE_CLIENT)
+		return;
+	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, mark->client.congestion, TP_CC_LEN);
+	mark->role = TP_ROLE_NONE;
 }
 
 static __always_inline int record_store(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
@@ -340,18 +361,19 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		COUNT(source_taken);
 		return VERDICT_PASS;
 	}
-	verdict = failed_before(&rec);
+	verdict = failed_before(&rec, sk->mark);
 	if (verdict != VERDICT_REDIRECT)
 		return verdict;
 	if (!sk->mark && route_error(rec.netns, dst)) { /* a mark may have routes of its own */
 		COUNT(no_route);
 		return VERDICT_NO_ROUTE;
 	}
-	congestion_lend(ctx, cfg, sk, &rec);
+	congestion_note(ctx, sk, &rec);
 	if (record_store(ctx, sk, &rec)) {
 		COUNT(no_record_space);
 		return VERDICT_NO_PROXY;
 	}
+	congestion_lend(ctx, cfg, sk, &rec);
 	COUNT(redirected);
 	*ret_port = rec.proxy_port;
 	return VERDICT_REDIRECT;
@@ -365,6 +387,7 @@ static __always_inline int connect_not_redirected(struct bpf_sock_addr *ctx,
 {
 	if (verdict == VERDICT_OWN)
 		return 1;
+	congestion_return(ctx, ctx->sk);
 	/* A socket may connect again after a redirected attempt failed: getpeername must not answer
 	 * from that one. */
 	bpf_map_delete_elem(&map_socks, &cookie);

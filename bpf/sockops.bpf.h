@@ -110,6 +110,7 @@ static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
 static __always_inline void congestion_take_back(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
+	char now[TP_CC_LEN] = "";
 	struct tp_mark *mark;
 
 	if (!sk)
@@ -117,8 +118,11 @@ static __always_inline void congestion_take_back(struct bpf_sock_ops *ctx)
 	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
 	if (!mark || mark->role != TP_ROLE_CLIENT)
 		return;
-	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, mark->client.congestion,
-		       sizeof(mark->client.congestion));
+	/* Unless it has chosen another one since. */
+	if (!bpf_getsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, now, sizeof(now)) &&
+	    cc_is(now, "reno"))
+		bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, mark->client.congestion,
+			       sizeof(mark->client.congestion));
 	mark->role = TP_ROLE_NONE;
 }
 

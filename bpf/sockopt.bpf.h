@@ -106,10 +106,11 @@ static __always_inline int answer_congestion(struct bpf_sockopt *ctx)
 	if (!sk || sk->protocol != IPPROTO_TCP)
 		return 1;
 	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
-	if (!mark || mark->role != TP_ROLE_CLIENT || (void *)(out + TP_CC_LEN) > ctx->optval_end)
+	if (!mark || mark->role != TP_ROLE_CLIENT || (void *)(out + 3) > ctx->optval_end ||
+	    !cc_is(out, "reno"))
 		return 1;
-	if (cc_is(out, "reno"))
-		__builtin_memcpy(out, mark->client.congestion, TP_CC_LEN);
+	for (int i = 0; i < TP_CC_LEN && (void *)(out + i + 1) <= ctx->optval_end; i++)
+		out[i] = mark->client.congestion[i];
 	return 1;
 }
 
@@ -135,8 +136,8 @@ static __always_inline int sockopt_answer(struct bpf_sockopt *ctx)
 	if (!sk || sk->protocol != IPPROTO_TCP)
 		return 1;
 	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
-	if (!mark || mark->role == TP_ROLE_REGISTER || mark->role == TP_ROLE_SELFTEST ||
-	    mark->role == TP_ROLE_CLIENT)
+	if (!mark || (mark->role != TP_ROLE_LISTENER && mark->role != TP_ROLE_LEAVING &&
+		      mark->role != TP_ROLE_ACCEPTED))
 		return 1;
 	rec = &mark->client; /* all zero while there is none */
 	if (ctx->level == SOL_IP && ctx->optname == SO_ORIGINAL_DST)

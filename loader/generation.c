@@ -20,6 +20,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 
+#include "access.h"
 #include "load.h"
 #include "log.h"
 #include "remedy.h"
@@ -318,7 +319,7 @@ int generation_rename_back(const char *name, struct failure *f)
 
 /* In the order in which each step finds what it needs; the last one decides. */
 static int take_over(struct handover *h, const struct set *set, const struct object *obj,
-		     const struct plan *plan, const struct cgroups *cgs)
+		     const struct plan *plan, const struct cgroups *cgs, gid_t group)
 {
 	struct undo undo _cleanup_(undo_commit) = {0}; /* it is not undone, but retired */
 	struct set side _cleanup_set_ = {0};
@@ -335,6 +336,8 @@ static int take_over(struct handover *h, const struct set *set, const struct obj
 		err = handover_open(h, set, fds);
 	if (!err)
 		err = handover_sync(h);
+	if (!err)
+		err = access_set(side.dir, group, h->f);
 	return err ?: dirs_exchange(set->name, h->f);
 }
 
@@ -349,7 +352,7 @@ static void take_back(const struct set *set)
 }
 
 int generation_change(const struct cgroups *cgs, const struct set *set, struct object *obj,
-		      const struct plan *plan, struct failure *f)
+		      const struct plan *plan, gid_t group, struct failure *f)
 {
 	struct handover h _cleanup_handover_ = {.f = f};
 	struct set to _cleanup_set_ = {0}, from _cleanup_set_ = {0};
@@ -362,7 +365,7 @@ int generation_change(const struct cgroups *cgs, const struct set *set, struct o
 	if (err)
 		return err;
 	undo_commit(&undo);
-	err = take_over(&h, set, obj, plan, cgs);
+	err = take_over(&h, set, obj, plan, cgs, group);
 	if (err) {
 		take_back(set);
 		return err;

@@ -40,8 +40,9 @@ static int make_directory(struct failure *f)
 		return fail(f, -errno, "cannot look at %s: %m", RUN_DIR);
 	if (!S_ISDIR(st.st_mode) || (st.st_uid && st.st_uid != geteuid()) || st.st_mode & 022)
 		return fail(f, -EPERM,
-			    "%s is no directory of root's that only root may write to: remove it",
-			    RUN_DIR);
+			    "%s belongs to user %d (mode %o): only root and the user that tproxyd "
+			    "runs as may write there",
+			    RUN_DIR, (int)st.st_uid, st.st_mode & 07777);
 	return 0;
 }
 

@@ -31,9 +31,8 @@
 #include "session.h"
 #include "upstream.h"
 
-#define RESEND_MS	2  /* between two tries to deliver an error */
-#define RESEND_MAX	10 /* tries; the client's next SYN brings more */
-#define ECHO_MS		500
+#define RESEND_MS	2     /* between two tries to deliver an error */
+#define RESEND_MAX	10    /* tries; the client's next SYN brings more */
 #define SELFTEST_GRANTS 8     /* one a family, and some for lost ones */
 #define EVENT_BATCH	512   /* before others get a turn */
 #define PRESS_MS	20    /* a granted client that is not there by then met a full backlog */
@@ -164,15 +163,20 @@ void hold_press(struct proxy *p)
 	if (!due || due > p->now_ms)
 		return;
 	p->press_ms = p->now_ms + PRESS_MS;
-	slot = p->table.lists[LIST_GRANTED].first;
+	slot = p->press_from;
+	if (slot == NO_SLOT || table_at(&p->table, slot)->list != LIST_GRANTED)
+		slot = p->table.lists[LIST_GRANTED].first;
 	for (int i = 0; i < PRESS_BATCH && slot != NO_SLOT; i++) {
 		const struct session *s = table_at(&p->table, slot);
 
-		if (granted_ms(s) + PRESS_MS > p->now_ms)
+		if (granted_ms(s) + PRESS_MS > p->now_ms) {
+			slot = NO_SLOT;
 			break;
+		}
 		slot = s->next;
 		let_in(p, s);
 	}
+	p->press_from = slot; /* the oldest may never come, and must not be all that is tried */
 }
 
 void hold_refuse(struct proxy *p, struct session *s, int error)
@@ -250,11 +254,9 @@ static void on_syn(struct proxy *p, const struct tp_event_syn *event)
 		session_held(p, &event->client, &event->syn);
 		return;
 	}
-	/* A client's timer takes a second. What comes sooner is our own SYN, without its mark:
-	 * something on this host takes marks off, and answering would go on for ever. */
-	if (s->list == LIST_GRANTED && p->now_ms + GRANTED_MS >= s->deadline_ms + ECHO_MS)
-		send_grant(p, s);
-	else if (s->list == LIST_REFUSED)
+	/* One that was let in is told again by hold_press(): this may be what that has sent, on a
+	 * host where something takes marks off, and answering it would go on for ever. */
+	if (s->list == LIST_REFUSED)
 		send_error(p, s);
 }
 

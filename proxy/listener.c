@@ -165,7 +165,8 @@ static struct tp_proxy *slot_of_the_dead(const struct proxy *p, struct tp_proxy 
 	for (int i = 0; i < TP_MAX_PROXIES; i++) {
 		__u32 tgid = seen[i];
 
-		if (kill(tgid, 0) && errno == ESRCH &&
+		/* UINT32_MAX: its worker had died, and its master did before there was another. */
+		if ((tgid == UINT32_MAX || (kill(tgid, 0) && errno == ESRCH)) &&
 		    __atomic_compare_exchange_n(&slots[i].tgid, &tgid, UINT32_MAX, 0,
 						__ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
 			return &slots[i];

@@ -256,8 +256,8 @@ int loop_run(struct proxy *p, struct failure *f)
 		int n;
 
 		p->now_ms = monotonic_ms();
-		if (p->resume_ms && p->resume_ms <= p->now_ms)
-			watch_listeners(p);
+		if (p->resume_ms && p->resume_ms <= p->now_ms && watch_listeners(p))
+			p->resume_ms = p->now_ms + RESUME_MS;
 		obey(p);
 		if (p->orphaned)
 			return LOOP_ORPHANED;

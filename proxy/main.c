@@ -184,6 +184,8 @@ static int begin(struct proxy *p, struct failure *f)
 {
 	int err = open_instance(p, f);
 
+	if (!err && p->conn >= 0 && p->settings.hold)
+		err = hold_try(p, f);
 	if (!err && p->conn >= 0)
 		return takeover_receive(p, f) ?: open_instance(p, f);
 	if (!err)

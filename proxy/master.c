@@ -38,11 +38,12 @@
 #include "takeover.h"
 #include "worker.h"
 
-#define QUICK_MS     50	 /* a worker that lived shorter died at once */
-#define QUICK_MAX    5	 /* so many may, one after the other */
-#define PAUSE_MS     100 /* then this long, and twice as long each time, */
-#define PAUSE_MAX_MS 2000
-#define TELL_MS	     100 /* between two tries to tell the service manager something */
+#define QUICK_MS      50  /* a worker that lived shorter died at once */
+#define QUICK_MAX     5	  /* so many may, one after the other */
+#define PAUSE_MS      100 /* then this long, and twice as long each time, */
+#define PAUSE_MAX_MS  2000
+#define WORKER_END_MS 100 /* for one that was killed to end */
+#define TELL_MS	      100 /* between two tries to tell the service manager something */
 
 struct master {
 	struct proxy *p;
@@ -60,6 +61,7 @@ struct master {
 	char ready[48];	    /* READY=1, and who says so */
 	int reload_due;	    /* asked for while all was offered */
 	int left;	    /* all was handed over: nothing is ours */
+	int claimed;	    /* what was another's offer is ours */
 	int distrusted;	    /* we took the marks off the listeners */
 	int status;	    /* to exit with; -1: not yet */
 };
@@ -109,6 +111,15 @@ static pid_t ask_binary(struct master *m)
 static int replace_master(struct master *m);
 static int guard(struct master *m);
 
+/* At once: a service without a main process can be neither reloaded nor stopped gently. */
+static void tell_main_pid(const struct proxy *p, pid_t pid)
+{
+	char state[32];
+
+	snprintf(state, sizeof(state), "MAINPID=%d", pid);
+	notify_send(p->notify, state);
+}
+
 /* What a worker does, from its beginning to its end. Returns its exit status. */
 static int be_worker(struct master *m)
 {
@@ -156,10 +167,9 @@ static void start_worker(struct master *m)
 
 /* All is kept for whoever goes on with it, and nobody works. Otherwise this is the master once
  * more. */
-static int be_standby(struct master *m, pid_t master)
+static int be_standby(struct master *m, pid_t master, uint32_t number)
 {
 	struct shared *sh = m->p->shared;
-	uint32_t number = shared_offers(sh) + 1;
 	sigset_t set;
 
 	shared_inherit(sh); /* the worker is there still, but will not be for long */
@@ -172,9 +182,13 @@ static int be_standby(struct master *m, pid_t master)
 	    !shared_inherit(sh))
 		return EXIT_FAILURE;
 	prctl(PR_SET_PDEATHSIG, 0);
+	tell_main_pid(m->p, getpid());
 	log_warning("the master (pid %d) has died while all was offered to another tproxyd; this "
 		    "process takes its place",
 		    master);
+	/* It may have died before it ended the worker. */
+	for (int i = 0; m->worker && !kill(m->worker, SIGKILL) && i < WORKER_END_MS; i++)
+		poll(NULL, 0, 1);
 	m->worker = m->standby = 0;
 	handover_forget(m->p, &m->handover);
 	start_worker(m);
@@ -183,11 +197,12 @@ static int be_standby(struct master *m, pid_t master)
 
 static void start_standby(struct master *m)
 {
+	uint32_t number = shared_offers(m->p->shared) + 1; /* the one that comes next */
 	pid_t master = getpid();
 
 	m->standby = clone_sharing_files();
 	if (!m->standby)
-		exit(be_standby(m, master));
+		exit(be_standby(m, master, number));
 	if (m->standby < 0)
 		m->standby = 0;
 }
@@ -226,6 +241,7 @@ static void worker_ended(struct master *m, int status)
 		m->status = EXIT_FAILURE;
 		return;
 	}
+	m->claimed = m->p->offer != 0;
 	listener_disown(m->p);
 	if (WIFEXITED(status) && (!WEXITSTATUS(status) || !m->p->shared->serving)) {
 		m->status = WEXITSTATUS(status);
@@ -264,7 +280,8 @@ static void serving(struct master *m)
 			log_notice("a worker serves again: new connections are taken");
 		m->distrusted = 0;
 	}
-	if (m->p->fresh && !m->p->shared->stops && handover_listen(m->p, &f))
+	/* Who dies with his own parent is not worth being taken over. */
+	if (m->p->fresh && !m->p->no_heir && !m->p->shared->stops && handover_listen(m->p, &f))
 		log_warning("no other tproxyd can take over from this one: %s", f.text);
 	if (m->p->fresh)
 		tell(m, ready_state(m));
@@ -326,7 +343,7 @@ static void reload(struct master *m)
 	}
 }
 
-/* Whether its cgroup is ours: then one service manager looks after both. */
+/* Whether its cgroup is ours: then one service manager looks after both. -1: it cannot be seen. */
 static int is_same_unit(pid_t pid)
 {
 	char path[64], ours[PATH_MAX] = "", theirs[PATH_MAX] = "";
@@ -335,21 +352,25 @@ static int is_same_unit(pid_t pid)
 
 	snprintf(path, sizeof(path), "/proc/%d/cgroup", pid);
 	b = fopen(path, "re");
-	return a && b && fread(ours, 1, sizeof(ours) - 1, a) &&
-	       fread(theirs, 1, sizeof(theirs) - 1, b) && !strcmp(ours, theirs);
+	if (!a || !b || !fread(ours, 1, sizeof(ours) - 1, a) ||
+	    !fread(theirs, 1, sizeof(theirs) - 1, b))
+		return -1;
+	return !strcmp(ours, theirs);
 }
 
 /* All is another's now. */
 static void leave(struct master *m)
 {
 	pid_t heir = m->handover.pid;
-	char state[32];
+	int same = is_same_unit(heir);
 
 	end_child(&m->standby);
 	log_notice("handed over %u sessions and %u descriptors to pid %d", m->handover.sessions,
 		   m->handover.count, heir);
-	snprintf(state, sizeof(state), "MAINPID=%d", heir);
-	notify_send(m->p->notify, is_same_unit(heir) ? state : "STOPPING=1");
+	if (same > 0)
+		tell_main_pid(m->p, heir);
+	else if (!same) /* else it may be the end of the heir, too: the heir speaks for itself */
+		notify_send(m->p->notify, "STOPPING=1");
 	handover_leave(&m->handover);
 	m->status = EXIT_SUCCESS;
 	m->left = 1;
@@ -423,7 +444,7 @@ static void stop(struct master *m, int signo)
 
 static void check_grace(struct master *m)
 {
-	if (m->distrusted || m->p->offer || !m->idle_ms ||
+	if (m->distrusted || (m->p->offer && !m->claimed) || !m->idle_ms ||
 	    monotonic_ms() < m->idle_ms + m->p->settings.grace)
 		return;
 	listener_distrust(m->p);
@@ -454,7 +475,7 @@ static int patience(const struct master *m)
 	sooner(&until, handover_deadline(&m->handover));
 	if (m->untold)
 		sooner(&until, now + TELL_MS);
-	if (m->idle_ms && !m->distrusted && !m->p->offer)
+	if (m->idle_ms && !m->distrusted && (!m->p->offer || m->claimed))
 		sooner(&until, m->idle_ms + m->p->settings.grace);
 	if (!until)
 		return -1;
@@ -518,12 +539,9 @@ static int replace_master(struct master *m)
 {
 	struct proxy *p = m->p;
 	struct failure f;
-	char state[32];
 
 	prctl(PR_SET_PDEATHSIG, 0);
-	/* At once: a service without a main process can be neither reloaded nor stopped gently. */
-	snprintf(state, sizeof(state), "MAINPID=%d", getpid());
-	notify_send(p->notify, state);
+	tell_main_pid(p, getpid());
 	log_warning("the master (pid %d) has died; this worker takes its place", p->master);
 	p->orphaned = p->fresh = 0;
 	p->heir = 1;
@@ -531,6 +549,7 @@ static int replace_master(struct master *m)
 		log_error("%s", f.text);
 		return EXIT_FAILURE;
 	}
+	handover_forget(p, &m->handover);
 	*m = (struct master){.p = p, .argv = m->argv, .status = -1, .idle_ms = monotonic_ms()};
 	start_worker(m);
 	return guard(m);

@@ -28,18 +28,19 @@ struct proxy {
 	struct pipes pipes;
 	struct shares uids, cgroups; /* sessions of each */
 	struct headroom headroom;
-	struct tp_proxy_stats *stats;	     /* in map_proxies */
-	int signals;			     /* signalfd */
-	int notify;			     /* to the service manager; -1: there is none */
-	struct ring_buffer *ring;	     /* what the doorman delivers; NULL: hold is off */
-	unsigned int ring_events;	     /* read in this turn */
-	uint64_t press_ms;		     /* when to let in again at the earliest */
-	unsigned int selftest_grants;	     /* given to ourselves */
-	uint64_t routes_ms;		     /* when they were published last */
-	int routes_due;			     /* they have changed since */
-	struct mnl_socket *netlink;	     /* tells of changed routes; NULL: hold is off */
-	int busy;			     /* so many events that what can wait does */
-	unsigned int busy_turns;	     /* in a row */
+	struct tp_proxy_stats *stats; /* in map_proxies */
+	int signals;		      /* signalfd */
+	int notify;		      /* to the service manager; -1: there is none */
+	struct ring_buffer *ring;     /* what the doorman delivers; NULL: hold is off */
+	unsigned int ring_events;     /* read in this turn */
+	uint64_t press_ms;	      /* when to let in again at the earliest */
+	uint32_t press_from;	      /* slot: with whom to begin then; NO_SLOT: the oldest */
+	unsigned int selftest_grants; /* given to ourselves */
+	uint64_t routes_ms;	      /* when they were published last */
+	int routes_due;		      /* they have changed since */
+	struct mnl_socket *netlink;   /* tells of changed routes; NULL: hold is off */
+	int busy;		      /* so many events that what can wait does */
+	unsigned int busy_turns;      /* in a row */
 	unsigned int grants[LISTENER_COUNT]; /* clients let in at that listener in this turn */
 	unsigned int granted;		     /* at all of them */
 	uint32_t tgid;			     /* as the kernel sees it; what is registered */

@@ -70,8 +70,9 @@ static void check_books(struct proxy *p, struct recovery *r)
 		sh->listener[i] = check(r, sh->listener[i]);
 	check_pair(r, sh->raw);
 	sh->signals = check(r, sh->signals);
-	sh->control = check(r, sh->control);
-	sh->peer = check(r, sh->peer);
+	/* Of the master's, who may close them just now. */
+	check(r, sh->control);
+	check(r, sh->peer);
 	for (uint32_t i = 0; i < sh->pipes_used; i++)
 		check_pair(r, pipes[i].fd);
 	for (uint32_t i = 0; i < sh->slots_used; i++)

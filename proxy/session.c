@@ -31,7 +31,7 @@
 
 #define UNHELD_CONNECT_MS 5000
 #define HELD_MS		  600000 /* a held client whose giving up went unnoticed */
-#define UNSURE_TURNS	  16	 /* of the loop, at most, until what was not asked is */
+#define UNSURE_TURNS	  4	 /* of the loop, at most, until what was not asked is */
 #define NO_PORT_MS	  1000	 /* before it is tried whether there are local ports again */
 #define RETRY_MS	  100 /* when nothing else will say that descriptors are to be had again */
 
@@ -67,7 +67,7 @@ static void leave_alone(const struct proxy *p, const struct tp_record *client)
 /* No packet can tell a client that there is no local port; connect() itself can tell the next. */
 static void no_local_port(const struct proxy *p, const struct tp_record *client)
 {
-	if (client->flags & (TP_RECORD_BOUND_ADDR | TP_RECORD_BOUND_PORT))
+	if (client->mark || client->flags & (TP_RECORD_BOUND_ADDR | TP_RECORD_BOUND_PORT))
 		return; /* it is what the client chose that is not to be had */
 	stats_count(p, no_local_port);
 	note_failed(p, client, NO_PORT_MS, EADDRNOTAVAIL);
@@ -363,7 +363,7 @@ void session_event(struct proxy *p, struct session *s, enum side side, uint32_t 
 		connecting_event(p, s, side, events);
 		return;
 	}
-	if (s->list == LIST_GRANTED) {
+	if (list_is_hold(s->list)) { /* there are no directions yet */
 		s->early |= !!(events & ~EPOLLOUT);
 		return;
 	}

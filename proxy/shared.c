@@ -76,12 +76,14 @@ int shared_attach(int memfd, struct shared **ret, struct failure *f)
 {
 	struct shared head, expected;
 	struct shared *sh;
+	struct stat st;
 
 	if (pread(memfd, &head, sizeof(head), 0) != sizeof(head))
 		return fail(f, -EPROTO,
 			    "the table of sessions that was handed over cannot be read");
 	expected = header(head.slots, head.pipes);
-	if (memcmp(&head, &expected, offsetof(struct shared, slots_used)))
+	if (memcmp(&head, &expected, offsetof(struct shared, slots_used)) || fstat(memfd, &st) ||
+	    (size_t)st.st_size != total(&head))
 		return fail(f, -EPROTO,
 			    "the table of sessions that was handed over is that of another "
 			    "version");

@@ -68,6 +68,7 @@ int worker_retire(struct proxy *p, struct failure *f)
 	p->signals = fd_close(p->signals);
 	routes_close(p);
 	hold_pause(p);
+	limits_free(p); /* the next one counts anew */
 	return worker_books(p, f);
 }
 

@@ -2,6 +2,7 @@
 /* Any two layouts, as BTF may describe them, and any value. */
 #include <bpf/btf.h>
 #include <bpf/libbpf.h>
+#include <linux/btf.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -24,10 +25,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct converter c = {0};
 	struct layout from, to;
-	struct btf *btf;
+	struct btf_header hdr;
 	uint16_t head[4];
+	struct btf *btf;
 
-	if (size < sizeof(head))
+	if (size < sizeof(head) + sizeof(hdr))
+		return 0;
+	/* What comes from the kernel is aligned; libbpf relies on it. */
+	memcpy(&hdr, data + sizeof(head), sizeof(hdr));
+	if (hdr.hdr_len % 4 || hdr.type_off % 4)
 		return 0;
 	libbpf_set_print(no_print);
 	memcpy(head, data, sizeof(head));

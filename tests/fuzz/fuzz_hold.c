@@ -9,6 +9,7 @@
 #include "sockets.h"
 
 #include "../../proxy/hold.c"
+#include "../../proxy/stats.h"
 
 #include "log.h"
 
@@ -35,6 +36,7 @@ static void begin(struct proxy *p)
 		shared.listener[i] = -1;
 	*p = (struct proxy){.instance = INSTANCE_INIT,
 			    .shared = &shared,
+			    .stats = &stats_nowhere,
 			    .tgid = SELF,
 			    .now_ms = 1000,
 			    .fd_limit = FD_COUNT};

@@ -11,6 +11,7 @@
 #include "sockets.h"
 
 #include "../../proxy/recover.c"
+#include "../../proxy/stats.h"
 
 #include "log.h"
 
@@ -30,6 +31,7 @@ static void fresh(struct proxy *p, struct shared *sh)
 	*p = (struct proxy){.instance = INSTANCE_INIT,
 			    .settings = {.max_sessions = SLOTS, .hold = 1, .log_sessions = 1},
 			    .shared = sh,
+			    .stats = &stats_nowhere,
 			    .now_ms = 100000,
 			    .fd_limit = FD_FIRST + FD_COUNT};
 	pipes_init(&p->pipes, shared_pipes(sh), PIPES, &sh->pipes_used);
