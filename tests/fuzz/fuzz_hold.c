@@ -9,6 +9,7 @@
 #include "sockets.h"
 
 #include "../../proxy/hold.c"
+#include "../../proxy/limits.h"
 #include "../../proxy/stats.h"
 
 #include "log.h"
@@ -194,6 +195,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	session_end_all(&p);
 	pipes_free(&p.pipes);
 	insist(!table_used(&p.table) && !fds_open());
+	limits_free(&p);
 	table_free(&p.table);
 	return 0;
 }

@@ -11,6 +11,7 @@
 #include "sockets.h"
 
 #include "../../proxy/recover.c"
+#include "../../proxy/limits.h"
 #include "../../proxy/stats.h"
 
 #include "log.h"
@@ -158,6 +159,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		insist(!table_used(&p.table));
 		pipes_free(&p.pipes);
 	}
+	limits_free(&p);
 	table_free(&p.table);
 	recover_free(&r);
 	return 0;
