@@ -146,7 +146,7 @@ int access_differs(const char *dir, gid_t group, struct failure *f)
 	       !way_is_open(&root, group);
 }
 
-int access_set(const char *dir, gid_t group, struct failure *f)
+int access_set_pins(const char *dir, gid_t group, struct failure *f)
 {
 	int err = walk(dir, group, true);
 
@@ -157,6 +157,15 @@ int access_set(const char *dir, gid_t group, struct failure *f)
 			    "cannot give %s and the pins in it to group %u: %s; run it as root, "
 			    "with CAP_CHOWN",
 			    dir, group, strerror(-err));
+	return 0;
+}
+
+int access_set(const char *dir, gid_t group, struct failure *f)
+{
+	int err = access_set_pins(dir, group, f);
+
+	if (err)
+		return err;
 	access_close_way(); /* of the group it had before, perhaps */
 	return way_open(group, f);
 }

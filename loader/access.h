@@ -26,6 +26,9 @@ int access_differs(const char *dir, gid_t group, struct failure *f);
 /* Makes it so, the directory and the way to it last. Doing it again changes nothing. */
 int access_set(const char *dir, gid_t group, struct failure *f);
 
+/* The same without the way, which the set that is in force has with its group. */
+int access_set_pins(const char *dir, gid_t group, struct failure *f);
+
 /* Closes the way to the instances of a group again if none is left. */
 void access_close_way(void);
 

@@ -337,7 +337,7 @@ static int take_over(struct handover *h, const struct set *set, const struct obj
 	if (!err)
 		err = handover_sync(h);
 	if (!err)
-		err = access_set(side.dir, group, h->f);
+		err = access_set_pins(side.dir, group, h->f);
 	return err ?: dirs_exchange(set->name, h->f);
 }
 

@@ -549,7 +549,8 @@ static int replace_master(struct master *m)
 		log_error("%s", f.text);
 		return EXIT_FAILURE;
 	}
-	handover_forget(p, &m->handover);
+	if (m->handover.state != HANDOVER_IDLE)
+		handover_forget(p, &m->handover);
 	*m = (struct master){.p = p, .argv = m->argv, .status = -1, .idle_ms = monotonic_ms()};
 	start_worker(m);
 	return guard(m);

@@ -69,6 +69,7 @@ int worker_retire(struct proxy *p, struct failure *f)
 	routes_close(p);
 	hold_pause(p);
 	limits_free(p); /* the next one counts anew */
+	headroom_close(&p->headroom);
 	return worker_books(p, f);
 }
 
