@@ -167,7 +167,7 @@ def who_makes_the_directory_first_captures_nothing(suffix):
 
 # --- tproxyd without root -------------------------------------------------------------------------
 
-NUMBERS = {"net_bind_service": 10, "net_admin": 12, "net_raw": 13, "sys_resource": 24, "bpf": 39}
+NUMBERS = {"net_bind_service": 10, "net_admin": 12, "net_raw": 13, "bpf": 39}
 
 
 def status(pid):
@@ -201,7 +201,7 @@ def as_unit(without=()):
 
 def expected_of_worker(given):
     """docs/privileges.md: of what was given, what this kernel asks a worker for."""
-    kept = {"net_admin", "net_bind_service", "sys_resource"}
+    kept = {"net_admin", "net_bind_service"}
     if KERNEL < (5, 19):
         kept.add("bpf")
     return {NUMBERS[name] for name in kept} & given
