@@ -195,7 +195,7 @@ def replace_proxy(box, proxy, directory):
 def another_version_and_back_under_load():
     with Sandbox(proxy=("--drain-timeout", "300s")) as box, traffic(box) as load:
         proxy = box.proxy
-        for directory in [VERSION, O] * max(1, UPGRADES // 5):
+        for directory in [VERSION, O] * max(1, UPGRADES // 20):
             load.more_live(5)
             done = box.load(binary=directory / "tproxy-load")
             assert "another version" in done.stderr, done.stderr
