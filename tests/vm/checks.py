@@ -229,10 +229,13 @@ def without_a_proxy_connections_go_direct():
 @step
 def other_settings_take_effect_in_place():
     before = object_ids()
-    said = run([LOAD, "--on-proxy-down", "refuse", "--max-connections", "1000"]).stderr
+    said = run([LOAD, "--on-proxy-down", "refuse"]).stderr
     assert "unchanged" not in said, said
     links = {name: number for name, number in object_ids().items() if name.startswith("link_")}
     assert links == {name: number for name, number in before.items() if name in links}
+    said = run([LOAD, "--on-proxy-down", "refuse", "--max-connections", "1000"]).stderr
+    assert "other map sizes" in said, said
+    assert links.keys() <= object_ids().keys(), "a hook is missing"
 
 
 @step
