@@ -7,6 +7,7 @@
 
 #include "unit.h"
 
+#include "../../proxy/limits.h"
 #include "../../proxy/recover.h"
 #include "../../proxy/relay.h"
 #include "../../proxy/shared.h"
@@ -25,6 +26,7 @@ static void succeed(struct world *w)
 
 	recover_free(&w->r);
 	table_free(&w->p.table);
+	limits_free(&w->p);
 	pipes_init(&w->p.pipes, shared_pipes(w->p.shared), w->p.shared->pipes,
 		   &w->p.shared->pipes_used);
 	assert_int_equal(table_init(&w->p.table, shared_sessions(w->p.shared), w->p.shared->slots,
@@ -53,6 +55,7 @@ static int teardown(void **state)
 
 	pipes_free(&w->p.pipes);
 	table_free(&w->p.table);
+	limits_free(&w->p);
 	recover_free(&w->r);
 	fd_close(w->p.shared->memfd);
 	return 0;
