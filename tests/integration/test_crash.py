@@ -5,7 +5,6 @@ That nobody notices any of it under load is for test_restart.py.
 """
 
 import os
-import pathlib
 import select
 import signal
 import socket
@@ -13,34 +12,7 @@ import threading
 
 from harness import (TPROXYD, Failed, Sandbox, Server, banner, case, case_for, echo, line, main,
                      redirected, refusal, tmpdir, wait_for)
-
-HERE = "10.77.0.1"
-
-
-# --- the two processes ----------------------------------------------------------------------------
-
-def children(pid):
-    return [int(word) for word in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def registered(box):
-    return [proxy["tgid"] for proxy in box.config()["proxies"] if proxy["tgid"]]
-
-
-def worker(box):
-    """The worker, once it is registered, which is before it does anything."""
-    def look():
-        found = children(box.proxy.pid)
-        return found[0] if found and registered(box) == found else None
-    return wait_for(look, "a registered worker")
-
-
-def has_ended(pid):
-    """A process that is not our child may stay a zombie for as long as we run."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
+from harness.load import HERE, children, has_ended, registered, worker
 
 
 # --- cases ----------------------------------------------------------------------------------------
