@@ -66,6 +66,7 @@ struct tp_record {
 #define TP_RECORD_CLOSED       8 /* the client's connection has ended, its descriptor is still open */
 #define TP_RECORD_RELEASED     16 /* the descriptor has gone, the connection is still ending */
 #define TP_RECORD_TIMEOUT_LENT 32 /* sockops has set TCP_USER_TIMEOUT on the client */
+#define TP_RECORD_ACCEPTED     64 /* the accepted socket has its copy */
 
 /*
  * Key of map_ports, where the address is the client's and the value its socket cookie (__u64), and
@@ -245,6 +246,7 @@ struct tp_config {
 	__u32 grant;   /* SO_MARK of SYNs that the doorman lets pass; random, made by the loader */
 	__u64 build;   /* identifies the BPF object that is loaded */
 	__u64 loaded_ns; /* CLOCK_REALTIME of the last load */
+	__u64 since_ns;	 /* CLOCK_BOOTTIME: older records were copied from an earlier generation */
 	char name[TP_NAME_LEN];
 	struct tp_proxy proxies[TP_MAX_PROXIES];
 };
@@ -325,13 +327,6 @@ struct tp_proxy_stats {
 #undef X
 };
 
-/*
- * A socket option of our own, answered by the getsockopt hook on an accepted socket: the whole
- * struct tp_record in one call. The level is one that no protocol uses.
- */
-#define TP_SOL	     0x7470
-#define TP_SO_RECORD 1
-
 _Static_assert(sizeof(struct tp_endpoint) == 20, "tp_endpoint");
 _Static_assert(sizeof(struct tp_record) == 152, "tp_record");
 _Static_assert(sizeof(struct tp_port_key) == 32, "tp_port_key");
@@ -342,7 +337,7 @@ _Static_assert(sizeof(struct tp_event_syn) == 208, "tp_event_syn");
 _Static_assert(sizeof(struct tp_event_gone) == 16, "tp_event_gone");
 _Static_assert(offsetof(struct tp_event_stray, segment) == 32, "tp_event_stray");
 _Static_assert(sizeof(struct tp_proxy) == 24, "tp_proxy");
-_Static_assert(sizeof(struct tp_config) == 264, "tp_config");
+_Static_assert(sizeof(struct tp_config) == 272, "tp_config");
 _Static_assert(sizeof(struct tp_failed) == 16, "tp_failed");
 _Static_assert(sizeof(struct tp_window) == 16, "tp_window");
 

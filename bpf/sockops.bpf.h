@@ -199,6 +199,7 @@ static __always_inline void proxy_accepted(struct bpf_sock_ops *ctx)
 	}
 	mark->client = *rec;
 	mark->role = TP_ROLE_ACCEPTED;
+	rec->flags |= TP_RECORD_ACCEPTED;
 	COUNT(accepted);
 }
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * getsockopt on the accepted end: SO_ORIGINAL_DST as netfilter's REDIRECT answers it, so that
- * proxies written for that work unchanged, and TP_SO_RECORD for tproxyd. Answered from the socket's
- * own copy of the record, even where the kernel's call succeeded: with conntrack active it names
- * the proxy itself, and a proxy that believes it dials itself.
+ * proxies written for that work unchanged. Answered from the socket's own copy of the record, even
+ * where the kernel's call succeeded: with conntrack active it names the proxy itself, and a proxy
+ * that believes it dials itself.
  */
 #ifndef TPROXY_SOCKOPT_BPF_H
 #define TPROXY_SOCKOPT_BPF_H
@@ -83,19 +83,6 @@ static __always_inline int answer_v6(struct bpf_sockopt *ctx, const struct tp_re
 	return 1;
 }
 
-static __always_inline int answer_record(struct bpf_sockopt *ctx, const struct tp_record *rec)
-{
-	struct tp_record *out = ctx->optval;
-
-	if (!rec->dst.family)
-		return sockopt_fail(ctx, -ENOENT);
-	if ((void *)(out + 1) > ctx->optval_end)
-		return sockopt_fail(ctx, -EINVAL);
-	*out = *rec;
-	sockopt_done(ctx, sizeof(*out));
-	return 1;
-}
-
 /* What a client's congestion control is, if it is the one that the connect hook has set. */
 static __always_inline int answer_congestion(struct bpf_sockopt *ctx)
 {
@@ -130,7 +117,7 @@ static __always_inline int sockopt_answer(struct bpf_sockopt *ctx)
 	}
 	if (ctx->level == IPPROTO_TCP && ctx->optname == TCP_CONGESTION)
 		return answer_congestion(ctx);
-	if (ctx->optname != SO_ORIGINAL_DST && ctx->level != TP_SOL)
+	if (ctx->optname != SO_ORIGINAL_DST)
 		return 1;
 	sk = ctx->sk;
 	if (!sk || sk->protocol != IPPROTO_TCP)
@@ -140,12 +127,10 @@ static __always_inline int sockopt_answer(struct bpf_sockopt *ctx)
 		      mark->role != TP_ROLE_ACCEPTED))
 		return 1;
 	rec = &mark->client; /* all zero while there is none */
-	if (ctx->level == SOL_IP && ctx->optname == SO_ORIGINAL_DST)
+	if (ctx->level == SOL_IP)
 		return answer_v4(ctx, rec);
-	if (ctx->level == SOL_IPV6 && ctx->optname == SO_ORIGINAL_DST && sk->family == AF_INET6)
+	if (ctx->level == SOL_IPV6 && sk->family == AF_INET6)
 		return answer_v6(ctx, rec);
-	if (ctx->level == TP_SOL && ctx->optname == TP_SO_RECORD)
-		return answer_record(ctx, rec);
 	return 1;
 }
 

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * Theory of operation
+ * Theory of operation, hook by hook:
  *
- * connect4/6	decide what happens to a connect() (connect.bpf.h). A redirected one leaves a record
- *in map_socks under the client's socket cookie. sockops	TCP_CONNECT, client end: the port is
- *known, the SYN unsent: map_ports ties it to the cookie. PASSIVE_ESTABLISHED, accepted end (known
- *by the mark cloned from its listener): the record is copied to the socket, where it lives as long
- *as the socket does. STATE -> CLOSE, client end: both entries go. sock_release	the same for a
- *client that never got as far as TCP_CONNECT.
- * getsockopt	SO_ORIGINAL_DST and the whole record, on the accepted end.
- * getpeername	the original destination, on the client end.
- * getsockname	the address and port the server sees, on the client end, once tproxyd knows it.
- * doorman	a filter on tproxyd's listeners: holds handshakes until the upstream is connected.
+ * - connect4/6 decides what happens to a connect() (connect.bpf.h). A redirected one leaves a
+ * record in map_socks under the client's socket cookie.
+ * - sockops, at the client's end: TCP_CONNECT, when the port is known and the SYN unsent, ties the
+ *   port to the cookie in map_ports; STATE -> CLOSE frees both entries. At the accepted end, known
+ * by the mark cloned from its listener, PASSIVE_ESTABLISHED copies the record to the socket, where
+ * it lives as long as the socket does.
+ * - sock_release frees the entries of a client that never got as far as TCP_CONNECT.
+ * - getsockopt answers SO_ORIGINAL_DST, on the accepted end.
+ * - getpeername answers with the original destination, on the client's end.
+ * - getsockname answers with the address and port the server sees, once tproxyd knows it.
+ * - doorman, a filter on tproxyd's listeners, holds handshakes until the upstream is connected.
  *
  * Every entry point leaves at once, and counts why, what is not its business.
  */

@@ -19,6 +19,7 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <time.h>
 
 #include "access.h"
 #include "load.h"
@@ -27,9 +28,10 @@
 #include "transfer.h"
 #include "unload.h"
 
-#define HELD_MS	 2000 /* for clients in mid-handshake with a tproxyd of the old version */
-#define QUIET_MS 100  /* and this long without any, as the last ones may just be accepted */
-#define LOOK_MS	 20
+#define HELD_MS	     2000 /* for clients in mid-handshake with a proxy of the old version */
+#define QUIET_MS     60	  /* and this long without any */
+#define LOOK_MS	     20
+#define FINISH_TRIES 10
 
 /* What connections have; everything else is a tproxyd's, which enters it anew. */
 static const struct {
@@ -58,11 +60,15 @@ static bool has_records(const struct transfer *t)
 	return t->value_size == sizeof(struct tp_record);
 }
 
-/* `to`: the maps that inherit, in the order of `carried`; -1: none. Borrowed, as those of `from`.
+/*
+ * `to`: the maps that inherit, in the order of `carried`; -1: none. Borrowed, as those of `from`. A
+ * set without map_socks has handed over what it had.
  */
 static int handover_open(struct handover *h, const struct set *from,
 			 const int to[ARRAY_SIZE(carried)])
 {
+	if (!set_find(from, PIN_MAP, PIN_MAP_socks, false))
+		return 0;
 	for (size_t i = 0; i < ARRAY_SIZE(carried); i++) {
 		const struct pin *old = set_find(from, PIN_MAP, carried[i].map, false);
 		int err = 0;
@@ -97,11 +103,16 @@ static int handover_sync(struct handover *h)
 	return err;
 }
 
-/* Once the new set is in force there is no way back: what does not fit is forgotten. */
+/* Once the new set is in force there is no way back: what does not fit is forgotten, and a moment's
+ * want of memory is waited for. */
 static int handover_finish(struct handover *h)
 {
 	int err = handover_sync(h);
 
+	for (int try = 1; err && err != -E2BIG && try < FINISH_TRIES; try++) {
+		poll(NULL, 0, LOOK_MS);
+		err = handover_sync(h);
+	}
 	if (err != -E2BIG)
 		return err;
 	log_warning("some connections lose their names for themselves: %s", h->f->text);
@@ -114,20 +125,20 @@ static void programs_wait(void)
 	syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
 }
 
-/* In mid-handshake: tproxyd has not said yet what the server sees. */
+/* In mid-handshake: the proxy's end of the connection has no copy of the record yet. */
 static bool any_held(const struct transfer *t)
 {
 	for (size_t i = 0; i < t->last.count; i++) {
 		struct tp_record rec;
 
 		memcpy(&rec, transfer_value(t, i), sizeof(rec));
-		if (rec.src.family && !rec.local.family && !(rec.flags & TP_RECORD_CLOSED))
+		if (rec.src.family && !(rec.flags & (TP_RECORD_ACCEPTED | TP_RECORD_CLOSED)))
 			return true;
 	}
 	return false;
 }
 
-/* A tproxyd of the old version lets its held clients in only with the old hooks in place. */
+/* A proxy of the old version knows whom it accepts only with the old hooks in place. */
 static int held_wait(struct handover *h)
 {
 	int left = HELD_MS, quiet = 0, err = 0;
@@ -167,6 +178,21 @@ static void live_leave(const struct set *to, __u32 index)
 	}
 }
 
+static __u64 boot_time(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_BOOTTIME, &now);
+	return (__u64)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* From now on connections may be the new set's own, if they are not already. */
+static void since_note(const struct set *to)
+{
+	if (to->config && !to->config->since_ns)
+		__atomic_store_n(&to->config->since_ns, boot_time(), __ATOMIC_RELEASE);
+}
+
 /* `same`: of our version, which share the doorman that tproxyd has on its listeners. */
 static int retire(struct handover *h, const struct set *from, const struct set *to)
 {
@@ -180,6 +206,7 @@ static int retire(struct handover *h, const struct set *from, const struct set *
 		err = handover_finish(h);
 	if (!err && to->config)
 		__atomic_store_n(&to->config->enabled, 1, __ATOMIC_RELEASE);
+	since_note(to);
 	if (!err)
 		err = unload_redirecting(from, h->f);
 	programs_wait();
@@ -194,7 +221,9 @@ static int retire(struct handover *h, const struct set *from, const struct set *
 		return err;
 	live_leave(to, TP_LIVE_NEXT);
 	live_leave(to, TP_LIVE_PREVIOUS);
-	return unload_retired(from, h->f);
+	/* From here on its hooks go, and with them the knowledge of which of its records are over.
+	 */
+	return unload_map(from, PIN_MAP_socks, h->f) ?: unload_retired(from, h->f);
 }
 
 /*
@@ -219,6 +248,42 @@ static bool has_copies_only(const struct set *from, const struct set *to)
 	return true;
 }
 
+static bool is_copy(const void *value, const void *context)
+{
+	const struct tp_record *rec = value;
+	const __u64 *since = context;
+
+	return rec->start_ns < *since;
+}
+
+static bool has_no_record(const void *value, const void *context)
+{
+	const int *socks = context;
+	struct tp_record rec;
+
+	return bpf_map_lookup_elem(*socks, value, &rec) && errno == ENOENT;
+}
+
+/*
+ * An earlier run may have copied entries and not lived to hear of their end. What its successor has
+ * from before connections were its own, and the old set has no more, has ended.
+ */
+static int sweep(struct handover *h, const struct set *from, const struct set *to)
+{
+	const struct pin *old = set_find(from, PIN_MAP, PIN_MAP_socks, false);
+	const struct pin *new = set_find(to, PIN_MAP, PIN_MAP_socks, false);
+	__u64 since;
+	int err;
+
+	if (!old || !new || old->id > new->id || !to->config || !has_records(&h->transfer[0]))
+		return 0;
+	since = to->config->since_ns ?: boot_time();
+	err = transfer_sweep(&h->transfer[0], is_copy, &since, h->f);
+	if (!err && h->transfer[1].value.size)
+		err = transfer_sweep(&h->transfer[1], has_no_record, &new->fd, h->f);
+	return err;
+}
+
 int generation_retire(const struct set *from, const struct set *to, struct failure *f)
 {
 	struct handover h _cleanup_handover_ = {.f = f};
@@ -231,7 +296,7 @@ int generation_retire(const struct set *from, const struct set *to, struct failu
 	}
 	if (has_copies_only(from, to))
 		return retire(&h, from, to);
-	return handover_open(&h, from, fds) ?: retire(&h, from, to);
+	return handover_open(&h, from, fds) ?: sweep(&h, from, to) ?: retire(&h, from, to);
 }
 
 /*
@@ -328,6 +393,10 @@ static int take_over(struct handover *h, const struct set *set, const struct obj
 
 	for (size_t i = 0; i < ARRAY_SIZE(carried); i++)
 		fds[i] = object_map_fd(obj, carried[i].map);
+	if (!err && side.config)
+		__atomic_store_n(&side.config->since_ns, 0, __ATOMIC_RELEASE);
+	if (!err && (plan->attach || plan->detach)) /* in other cgroups, from the beginning */
+		since_note(&side);
 	if (!err && plan->keep_maps)
 		err = live_enter(set, &side, TP_LIVE_NEXT, h->f);
 	if (!err)

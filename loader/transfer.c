@@ -9,7 +9,8 @@
 
 #include "remedy.h"
 
-#define BATCH 4096 /* entries a call; the kernel wants room for its fullest bucket at least */
+#define BATCH	     4096 /* entries a call; the kernel wants room for its fullest bucket at least */
+#define DELETE_TRIES 5
 
 static void snapshot_free(struct snapshot *s)
 {
@@ -95,6 +96,15 @@ static bool untouched(const struct transfer *t, const unsigned char *entry, unsi
 	       !memcmp(buf, entry + t->key_size, t->value_size);
 }
 
+/* Tries again, since this is the last that is known of the entry. */
+static int entry_delete(const struct transfer *t, const void *key)
+{
+	for (int try = 0; bpf_map_delete_elem(t->to, key); try++)
+		if (errno == ENOENT || try == DELETE_TRIES)
+			return errno == ENOENT ? 0 : -errno;
+	return 0;
+}
+
 /*
  * Programs of both sides see the end of an entry that both have; but those of the new one did not
  * see what came before it was copied, and may wait for that for ever.
@@ -105,7 +115,7 @@ static int entry_gone(const struct transfer *t, const unsigned char *then, unsig
 
 	if (bpf_map_lookup_elem(t->to, then, buf) || memcmp(buf + t->id_at, id, t->id_size))
 		return 0;
-	return bpf_map_delete_elem(t->to, then) && errno != ENOENT ? -errno : 0;
+	return entry_delete(t, then);
 }
 
 /*
@@ -181,6 +191,46 @@ int transfer_apply(struct transfer *t, struct failure *f)
 	t->last = t->now;
 	t->now = (struct snapshot){0};
 	return 0;
+}
+
+static bool snapshot_has(const struct snapshot *s, const struct transfer *t,
+			 const unsigned char *key)
+{
+	size_t entry = entry_size(t), low = 0, high = s->count;
+
+	while (low < high) {
+		size_t middle = (low + high) / 2;
+		int cmp = memcmp(key, s->entries + middle * entry, t->key_size);
+
+		if (!cmp)
+			return true;
+		if (cmp < 0)
+			high = middle;
+		else
+			low = middle + 1;
+	}
+	return false;
+}
+
+int transfer_sweep(struct transfer *t, bool (*stale)(const void *value, const void *context),
+		   const void *context, struct failure *f)
+{
+	unsigned char *value _cleanup_free_ = malloc(t->value_size);
+	struct transfer own _cleanup_(transfer_free) = {0};
+	int err = value ? transfer_open(t->to, t->to, &own, f) : -ENOMEM;
+
+	/* In this order: what is copied between the two looks is in both. */
+	err = err ?: transfer_look(&own, f) ?: transfer_look(t, f);
+	if (err)
+		return err;
+	for (size_t i = 0; i < own.now.count; i++) {
+		const unsigned char *key = own.now.entries + i * entry_size(&own);
+
+		if (!snapshot_has(&t->now, t, key) && !bpf_map_lookup_elem(t->to, key, value) &&
+		    stale(value, context))
+			err = entry_delete(t, key) ?: err;
+	}
+	return err ? fail(f, err, "cannot remove a stale entry: %s", strerror(-err)) : 0;
 }
 
 void transfer_free(struct transfer *t)

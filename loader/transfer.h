@@ -8,6 +8,7 @@
 #define TPROXY_LOADER_TRANSFER_H
 
 #include <linux/types.h>
+#include <stdbool.h>
 
 #include "convert.h"
 #include "failure.h"
@@ -38,6 +39,13 @@ int transfer_open(int from, int to, struct transfer *ret, struct failure *f);
 int transfer_look(struct transfer *t, struct failure *f);
 int transfer_apply(struct transfer *t, struct failure *f);
 void transfer_free(struct transfer *t);
+
+/*
+ * Removes entries that `to` has and `from` has not, if `stale` says so of their values: copies that
+ * an earlier run made and could not remove. Before the first apply.
+ */
+int transfer_sweep(struct transfer *t, bool (*stale)(const void *value, const void *context),
+		   const void *context, struct failure *f);
 
 /* The value of an entry of what was applied last. */
 const void *transfer_value(const struct transfer *t, size_t i);

@@ -74,6 +74,16 @@ int unload_redirecting(const struct set *set, struct failure *f)
 	return rm.err;
 }
 
+int unload_map(const struct set *set, enum pin_map map, struct failure *f)
+{
+	const struct pin *pin = set_find(set, PIN_MAP, map, false);
+	struct removal rm = {.set = set, .f = f};
+
+	if (pin)
+		pin_remove(&rm, pin);
+	return rm.err;
+}
+
 int unload_retired(const struct set *set, struct failure *f)
 {
 	struct removal rm = {.set = set, .f = f};

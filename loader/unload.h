@@ -18,6 +18,9 @@ int unload_retired(const struct set *set, struct failure *f);
 /* Only the links by which connections are redirected: no new ones come to this set from here on. */
 int unload_redirecting(const struct set *set, struct failure *f);
 
+/* Only the pin of a map, which those that use it keep. */
+int unload_map(const struct set *set, enum pin_map map, struct failure *f);
+
 /* --unload: the instance and what killed runs left of it. Says what was done. */
 int unload_run(const char *name, struct failure *f);
 

@@ -310,12 +310,14 @@ void listener_close(struct proxy *p)
 	__atomic_store_n(&p->instance.config->proxies[p->shared->slot].tgid, 0, __ATOMIC_RELEASE);
 }
 
-int listener_record(int fd, struct tp_record *ret_record)
+int listener_record(const struct proxy *p, int fd, struct tp_record *ret_record)
 {
-	socklen_t len = sizeof(*ret_record);
+	struct tp_mark mark;
 
-	if (getsockopt(fd, TP_SOL, TP_SO_RECORD, ret_record, &len) || len != sizeof(*ret_record))
+	if (bpf_map_lookup_elem(p->instance.map[PIN_MAP_listeners], &fd, &mark) ||
+	    mark.role != TP_ROLE_ACCEPTED)
 		return -ENOENT;
+	*ret_record = mark.client;
 	return 0;
 }
 
@@ -353,7 +355,7 @@ static int accept_own(struct proxy *p, int listener, __u64 cookie,
 			continue;
 		if (fd < 0)
 			return -errno;
-		if (!listener_record(fd, &rec) && rec.cookie == cookie)
+		if (!listener_record(p, fd, &rec) && rec.cookie == cookie)
 			return fd;
 		accepted(p, fd);
 	}

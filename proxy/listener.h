@@ -48,8 +48,8 @@ int listener_index(const struct proxy *p, int family, uint16_t port);
 /* Whether an endpoint is one of our listeners. */
 int listener_is(const struct proxy *p, const struct tp_endpoint *ep);
 
-/* What the hooks know of an accepted connection. 0, or -ENOENT: nothing, so it is no client of
- * ours. */
-int listener_record(int fd, struct tp_record *ret_record);
+/* What the hooks have noted of an accepted connection, whether they are still there or not. 0, or
+ * -ENOENT: nothing, so it is no client of ours. */
+int listener_record(const struct proxy *p, int fd, struct tp_record *ret_record);
 
 #endif

@@ -82,7 +82,7 @@ static void check_books(struct proxy *p, struct recovery *r)
 
 /* Descriptors in nobody's books: clients are kept, the rest was half made or is of the process that
  * died. */
-static int sort_strangers(struct recovery *r)
+static int sort_strangers(const struct proxy *p, struct recovery *r)
 {
 	uint32_t strangers = 0;
 	struct tp_record record;
@@ -95,7 +95,7 @@ static int sort_strangers(struct recovery *r)
 	for (uint32_t fd = 0; fd < r->count; fd++) {
 		if (!is_open(r, fd) || !r->polls[fd].events)
 			continue;
-		if (listener_record(fd, &record))
+		if (listener_record(p, fd, &record))
 			close(fd);
 		else
 			r->clients[r->client_count++] = fd;
@@ -136,7 +136,7 @@ int recover_descriptors(struct proxy *p, struct recovery *ret, struct failure *f
 	if (look(&r))
 		return fail(f, -EINVAL, "cannot look at the descriptors that were left");
 	check_books(p, &r);
-	if (sort_strangers(&r))
+	if (sort_strangers(p, &r))
 		return fail(f, -ENOMEM, "out of memory");
 	*ret = r;
 	r = (struct recovery){0};

@@ -311,7 +311,7 @@ void session_accepted(struct proxy *p, int fd)
 	struct tp_record client;
 	struct session *s;
 
-	if (listener_record(fd, &client)) {
+	if (listener_record(p, fd, &client)) {
 		reset_unknown(fd,
 			      "it was made straight to the proxy's port, or its record has gone");
 		return;
