@@ -54,19 +54,24 @@ struct tp_record {
 	__u32 mark;		    /* the client's SO_MARK */
 	__u32 seq;		    /* of the held SYN: which attempt of this socket is meant */
 	__u16 proxy_port;	    /* listener port the client was sent to, host order */
-	__u16 slot;		    /* of its tproxyd in tp_config.proxies, or TP_NO_SLOT */
-	__u16 flags;		    /* TP_RECORD_... */
-	__u16 reserved;
+	__u8 slot;		    /* of its tproxyd in tp_config.proxies, or TP_NO_SLOT */
+	__u8 flags;		    /* TP_RECORD_..., written in the client's context only */
+	__u32 reached;		    /* TP_REACHED_... */
 };
 
 #define TP_RECORD_BOUND_ADDR 1 /* the client had chosen src.ip with bind() */
 #define TP_RECORD_BOUND_PORT 2 /* and src.port */
 #define TP_RECORD_REUSE_LENT \
 	4 /* the hook has set SO_REUSEADDR on the client, for the upstream's bind() */
-#define TP_RECORD_CLOSED       8 /* the client's connection has ended, its descriptor is still open */
-#define TP_RECORD_RELEASED     16 /* the descriptor has gone, the connection is still ending */
-#define TP_RECORD_TIMEOUT_LENT 32 /* sockops has set TCP_USER_TIMEOUT on the client */
-#define TP_RECORD_ACCEPTED     64 /* the accepted socket has its copy */
+#define TP_RECORD_TIMEOUT_LENT 8 /* sockops has set TCP_USER_TIMEOUT on the client */
+
+/*
+ * Each is added once, atomically, as it may happen on any CPU: whoever then finds both CLOSED and
+ * RELEASED frees the record.
+ */
+#define TP_REACHED_ACCEPTED 1	    /* the accepted socket has its copy */
+#define TP_REACHED_CLOSED   0x100   /* the client's connection has ended */
+#define TP_REACHED_RELEASED 0x10000 /* the client's descriptor has gone */
 
 /*
  * Key of map_ports, where the address is the client's and the value its socket cookie (__u64), and

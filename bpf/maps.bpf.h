@@ -119,13 +119,13 @@ struct {
 	__type(value, struct tp_window);
 } map_windows SEC(".maps");
 
-/* Per CPU, so a plain increment; a preempted one may lose a count on PREEMPT_RT, never more. */
+/* Per CPU, so it is never waited for; atomic, as an interrupt runs the same programs in between. */
 #define COUNT(counter)                                                             \
 	do {                                                                       \
 		__u32 zero_ = 0;                                                   \
 		struct tp_stats *stats_ = bpf_map_lookup_elem(&map_stats, &zero_); \
 		if (stats_)                                                        \
-			stats_->counter++;                                         \
+			__sync_fetch_and_add(&stats_->counter, 1);                 \
 	} while (0)
 
 /* The configuration, or NULL where nothing must be done: not committed yet, or not ours to read. */

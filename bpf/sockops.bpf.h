@@ -22,10 +22,18 @@ static __always_inline void port_free(struct tp_record *rec, __u64 cookie)
 		bpf_map_delete_elem(&map_ports, &key);
 }
 
+/* Returns what has been reached, this included; a second time it is not added. */
+static __always_inline __u32 record_reach(struct tp_record *rec, __u32 what)
+{
+	if (!(rec->reached & what))
+		__sync_fetch_and_add(&rec->reached, what);
+	return rec->reached;
+}
+
 static __always_inline void record_free(__u64 cookie)
 {
-	bpf_map_delete_elem(&map_socks, &cookie);
-	COUNT(record_freed);
+	if (!bpf_map_delete_elem(&map_socks, &cookie)) /* two may find both reached */
+		COUNT(record_freed);
 }
 
 /*
@@ -143,8 +151,7 @@ static __always_inline void client_closed(struct bpf_sock_ops *ctx)
 		reuseaddr_take_back(ctx, rec);
 	}
 	port_free(rec, cookie);
-	rec->flags |= TP_RECORD_CLOSED;
-	if (rec->flags & TP_RECORD_RELEASED)
+	if (record_reach(rec, TP_REACHED_CLOSED) & TP_REACHED_RELEASED)
 		record_free(cookie);
 	else
 		congestion_take_back(ctx);
@@ -158,10 +165,10 @@ static __always_inline void client_released(struct bpf_sock *sk)
 
 	if (!rec)
 		return;
-	rec->flags |= TP_RECORD_RELEASED;
 	/* One whose SYN was never sent (TCP_FASTOPEN_CONNECT) is in SYN_SENT, and STATE_CB not on.
 	 */
-	if (sk->state != BPF_TCP_CLOSE && rec->src.family)
+	if (!(record_reach(rec, TP_REACHED_RELEASED) & TP_REACHED_CLOSED) &&
+	    sk->state != BPF_TCP_CLOSE && rec->src.family)
 		return;
 	port_free(rec, cookie);
 	record_free(cookie);
@@ -199,7 +206,7 @@ static __always_inline void proxy_accepted(struct bpf_sock_ops *ctx)
 	}
 	mark->client = *rec;
 	mark->role = TP_ROLE_ACCEPTED;
-	rec->flags |= TP_RECORD_ACCEPTED;
+	record_reach(rec, TP_REACHED_ACCEPTED);
 	COUNT(accepted);
 }
 

@@ -132,7 +132,7 @@ static bool any_held(const struct transfer *t)
 		struct tp_record rec;
 
 		memcpy(&rec, transfer_value(t, i), sizeof(rec));
-		if (rec.src.family && !(rec.flags & (TP_RECORD_ACCEPTED | TP_RECORD_CLOSED)))
+		if (rec.src.family && !(rec.reached & (TP_REACHED_ACCEPTED | TP_REACHED_CLOSED)))
 			return true;
 	}
 	return false;

@@ -159,7 +159,7 @@ static int wanted(const struct conns_settings *settings, const struct tp_record 
 {
 	char dst[ENDPOINT_STRLEN];
 
-	if (rec->flags & TP_RECORD_CLOSED)
+	if (rec->reached & TP_REACHED_CLOSED)
 		return 0;
 	if (settings->pid && rec->pid != settings->pid)
 		return 0;
