@@ -133,38 +133,46 @@ static int entry_new(const struct transfer *t, const unsigned char *now, unsigne
 	return 0;
 }
 
-static int entry_kept(const struct transfer *t, const unsigned char *then, const unsigned char *now,
+/* One that could not be brought up to date stays, in `now` too, what it was. */
+static int entry_kept(const struct transfer *t, const unsigned char *then, unsigned char *now,
 		      unsigned char *buf)
 {
+	int err;
+
 	if (!memcmp(then + t->key_size, now + t->key_size, t->value_size) ||
-	    !untouched(t, then, buf))
+	    !untouched(t, then, buf) ||
+	    !bpf_map_update_elem(t->to, now, now + t->key_size, BPF_EXIST) || errno == ENOENT)
 		return 0;
-	if (bpf_map_update_elem(t->to, now, now + t->key_size, BPF_EXIST) && errno != ENOENT)
-		return -errno;
-	return 0;
+	err = -errno;
+	memcpy(now + t->key_size, then + t->key_size, t->value_size);
+	return err;
 }
 
-/* Merges two sorted snapshots; what differs is done to the new map. */
-static int differences_apply(const struct transfer *t, unsigned char *buf)
+/*
+ * Merges two sorted snapshots; what differs is done to the new map. An error is no reason to leave
+ * out the rest; `now` becomes what the new map was made to hold, so that another time sees to it.
+ */
+static int differences_apply(struct transfer *t, unsigned char *buf)
 {
-	const struct snapshot *now = &t->now;
-	size_t entry = entry_size(t), i = 0, j = 0;
-	int err = 0;
+	size_t entry = entry_size(t), i = 0, j = 0, held = 0;
+	struct snapshot *now = &t->now;
+	int ret = 0;
 
-	while (!err && (i < t->last.count || j < now->count)) {
-		const unsigned char *a = t->last.entries + i * entry, *b = now->entries + j * entry;
+	while (i < t->last.count || j < now->count) {
+		unsigned char *a = t->last.entries + i * entry, *b = now->entries + j * entry;
 		int cmp = i == t->last.count ? 1 : j == now->count ? -1 : memcmp(a, b, t->key_size);
+		int err = cmp > 0   ? entry_new(t, b, buf)
+			  : cmp < 0 ? entry_gone(t, a, buf)
+				    : entry_kept(t, a, b, buf);
 
-		if (cmp > 0)
-			err = entry_new(t, b, buf);
-		else if (cmp < 0)
-			err = entry_gone(t, a, buf);
-		else
-			err = entry_kept(t, a, b, buf);
+		if (cmp >= 0 && !(cmp > 0 && err))
+			memmove(now->entries + held++ * entry, b, entry);
 		i += cmp <= 0;
 		j += cmp >= 0;
+		ret = ret ?: err;
 	}
-	return err;
+	now->count = held;
+	return ret;
 }
 
 int transfer_look(struct transfer *t, struct failure *f)
@@ -182,15 +190,17 @@ int transfer_apply(struct transfer *t, struct failure *f)
 {
 	size_t size = t->value_size > t->from_value_size ? t->value_size : t->from_value_size;
 	unsigned char *buf _cleanup_free_ = malloc(size);
+	size_t count = t->now.count;
 	int err = buf ? differences_apply(t, buf) : -ENOMEM;
 
-	if (err)
-		return fail(f, err, "cannot carry %zu entries over: %s%s", t->now.count,
-			    strerror(-err), remedy(err));
-	snapshot_free(&t->last);
-	t->last = t->now;
-	t->now = (struct snapshot){0};
-	return 0;
+	if (buf) {
+		snapshot_free(&t->last);
+		t->last = t->now;
+		t->now = (struct snapshot){0};
+	}
+	return err ? fail(f, err, "cannot carry %zu entries over: %s%s", count, strerror(-err),
+			  remedy(err))
+		   : 0;
 }
 
 static bool snapshot_has(const struct snapshot *s, const struct transfer *t,

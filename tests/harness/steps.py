@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
 The system calls by which a command changes what outlives it, and trouble at each of them, or at
-STEPS of them picked at random (10; 0: at each).
+STEPS of them picked at random (5; 0: at each).
 """
 
 import os
@@ -45,7 +45,7 @@ def kill_at(command, point):
     assert done.returncode in (-9, 137), f"not killed at {point}: {done.returncode} {done.stderr}"
 
 
-STEPS = int(os.environ.get("STEPS", "10"))
+STEPS = int(os.environ.get("STEPS", "5"))
 
 
 def some(points):

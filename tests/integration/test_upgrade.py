@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
-Hooks that are replaced and resized under traffic. UPGRADES sets how many upgrades there are (20);
+Hooks that are replaced and resized under traffic. UPGRADES sets how many upgrades there are (10);
 for STEPS, at which a loader meets trouble, see harness/steps.py.
 """
 
@@ -17,7 +17,7 @@ from harness import (LOAD, O, PROXY_PORT, Failed, Sandbox, Server, bpftool, case
 from harness.pins import BPFFS, assert_whole, directories
 from harness.steps import run_with, some, stop_points
 
-UPGRADES = int(os.environ.get("UPGRADES", "20"))
+UPGRADES = int(os.environ.get("UPGRADES", "10"))
 HOSTS = [f"10.77.0.{n}" for n in range(1, 5)]
 BUILD, VERSION = O / "tests/variants/build", O / "tests/variants/version"
 REFUSE = ("--on-proxy-down", "refuse")  # so that one that no proxy takes fails
@@ -195,7 +195,7 @@ def replace_proxy(box, proxy, directory):
 def another_version_and_back_under_load():
     with Sandbox(proxy=("--drain-timeout", "300s")) as box, traffic(box) as load:
         proxy = box.proxy
-        for directory in [VERSION, O] * max(1, UPGRADES // 20):
+        for directory in [VERSION, O] * max(1, UPGRADES // 10):
             load.more_live(5)
             done = box.load(binary=directory / "tproxy-load")
             assert "another version" in done.stderr, done.stderr

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
-The worker killed before each system call that it makes for a session: the session goes on, and its
-server sees one connection, not two.
+The worker killed before each system call that it makes for a session, or STEPS of them (see
+harness/steps.py): the session goes on, and its server sees one connection, not two.
 """
 
 import random
@@ -11,6 +11,7 @@ import subprocess
 
 from harness import (Failed, Sandbox, Server, Stress, case, case_for, main, quiet_direct_path, tmpdir,
                      wait_for)
+from harness.steps import some
 
 HERE = "10.77.0.1"
 
@@ -86,7 +87,7 @@ def kill_points(box, server, what, reset):
            "a refusal": (refusal, False, 0)})
 def a_worker_may_die_before_any_call(what, reset, connections):
     with Sandbox(proxy=("--log-sessions", "no")) as box, Server(HERE, echo_and_reset) as server:
-        points, met = kill_points(box, server, what, reset), 0
+        points, met = some(kill_points(box, server, what, reset)), 0
         for call, number in points:
             before, served = len(server.peers), box.proxy.times_served()
             with Traced(box, "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}",
