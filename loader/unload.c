@@ -6,6 +6,9 @@
 
 #include "access.h"
 #include "log.h"
+#include "remedy.h"
+
+#define DETACH_TRIES 5
 
 struct removal {
 	const struct set *set;
@@ -13,16 +16,30 @@ struct removal {
 	int err; /* first */
 };
 
+/*
+ * A link that is only unlinked detaches some time later, after an RCU grace period, and not at all
+ * while somebody holds it open. Of a dead one the kernel says that it is detached.
+ */
+static int link_detach(int fd)
+{
+	for (int try = 0; bpf_link_detach(fd); try++)
+		if (try == DETACH_TRIES)
+			return -errno;
+	return 0;
+}
+
 static void pin_remove(struct removal *rm, const struct pin *pin)
 {
 	char path[PATH_MAX];
+	int err = pin->kind == PIN_LINK ? link_detach(pin->fd) : 0;
 
-	/*
-	 * A link that is only unlinked detaches some time later, after an RCU grace period, and not
-	 * at all while somebody holds it open. A dead one cannot be detached, which is as good.
-	 */
-	if (pin->kind == PIN_LINK)
-		bpf_link_detach(pin->fd);
+	if (err) { /* it stays pinned, so that the next run finds it */
+		if (!rm->err)
+			rm->err = fail(rm->f, err, "cannot detach %s: %s%s",
+				       set_path(rm->set, pin->file, path), strerror(-err),
+				       remedy(err));
+		return;
+	}
 	if (unlink(set_path(rm->set, pin->file, path)) && errno != ENOENT && !rm->err)
 		rm->err = fail(rm->f, -errno, "cannot remove %s: %m", path);
 }

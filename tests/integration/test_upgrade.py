@@ -6,7 +6,6 @@ for STEPS, at which a loader meets trouble, see harness/steps.py.
 
 import contextlib
 import os
-import pathlib
 import random
 import signal
 import socket
@@ -20,6 +19,7 @@ from harness.steps import run_with, some, stop_points
 UPGRADES = int(os.environ.get("UPGRADES", "10"))
 HOSTS = [f"10.77.0.{n}" for n in range(1, 5)]
 BUILD, VERSION = O / "tests/variants/build", O / "tests/variants/version"
+PATIENT = ("--drain-timeout", "300s")  # as live sessions stay to the end
 REFUSE = ("--on-proxy-down", "refuse")  # so that one that no proxy takes fails
 
 
@@ -182,18 +182,14 @@ def fewer_than_there_are_is_refused():
 def replace_proxy(box, proxy, directory):
     """As a restart does: the old one lets its sessions end, the new one takes new ones."""
     proxy.process.send_signal(signal.SIGTERM)
-    listening = [f"0100007F:{PROXY_PORT + n:04X} 00000000:0000 0A" for n in range(16)]
-
-    def silent():
-        table = pathlib.Path("/proc/thread-self/net/tcp").read_text()
-        return not any(entry in table for entry in listening)
-    wait_for(silent, "tproxyd to stop listening", deadline=60)
-    return box.start_proxy(program=directory / "tproxyd")
+    listening = ["ss", "-Hltn", f"sport >= {PROXY_PORT} and sport < {PROXY_PORT + 16}"]
+    wait_for(lambda: not run(listening).stdout, "tproxyd to stop listening")
+    return box.start_proxy(*PATIENT, program=directory / "tproxyd")
 
 
 @case
 def another_version_and_back_under_load():
-    with Sandbox(proxy=("--drain-timeout", "300s")) as box, traffic(box) as load:
+    with Sandbox(proxy=PATIENT) as box, traffic(box) as load:
         proxy = box.proxy
         for directory in [VERSION, O] * max(1, UPGRADES // 10):
             load.more_live(5)
