@@ -83,7 +83,7 @@ PROGRAMS := $(O)/tproxy-load $(O)/tproxyd $(O)/tproxy
 # and the objects of the programs less their main().
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(O)/tests/%,$(wildcard tests/unit/test_*.c))
 TEST_PROGRAMS := $(patsubst tests/programs/%.c,$(O)/tests/%,$(wildcard tests/programs/*.c))
-BENCH_PROGRAMS := $(addprefix $(O)/tests/bench/,load origin relay)
+BENCH_PROGRAMS := $(addprefix $(O)/tests/bench/,load origin relay empty.bpf.o)
 
 .PHONY: all
 all: $(PROGRAMS)
@@ -128,7 +128,7 @@ $(O)/.deps-ok: Makefile
 BPF_CFLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Wextra -Werror \
 	-I/usr/include/$(shell $(CC) -print-multiarch 2>/dev/null)
 
-$(O)/bpf/%.bpf.o: bpf/%.bpf.c $(O)/.deps-ok
+$(O)/%.bpf.o: %.bpf.c $(O)/.deps-ok
 	$(call say,BPF,$@)mkdir -p $(@D) && \
 	$(CLANG) $(BPF_CFLAGS) -MMD -MP -c $< -o $@ && $(LLVM_STRIP) -g $@
 

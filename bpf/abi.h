@@ -158,7 +158,7 @@ enum tp_event_type {
  * there is one. */
 enum tp_live { TP_LIVE_PRESENT, TP_LIVE_NEXT, TP_LIVE_PREVIOUS, TP_LIVE_MAPS };
 
-#define TP_RING_SIZE (1 << 20) /* bytes: some 5,000 events */
+#define TP_RING_SIZE (1 << 22) /* bytes: some 18,000 events */
 
 /*
  * Value of map_windows, by slot of a tproxyd and user: how many SYNs of that user have come since
@@ -173,7 +173,7 @@ struct tp_window {
 
 #define TP_WINDOW_BITS 8 /* users whose numbers hash to the same window share it */
 #define TP_WINDOWS     (1 << TP_WINDOW_BITS) /* a tproxyd */
-#define TP_WINDOW_SYNS 1200
+#define TP_WINDOW_SYNS 4800
 
 /*
  * A granted SYN carries, as its payload, the source address that the server sees. The doorman puts

@@ -213,13 +213,28 @@ static __always_inline int is_loopback_source(const struct tp_record *rec)
 	       rec->src.ip[12] == 127 && rec->dst.ip[12] != 127;
 }
 
+static __always_inline void reuseaddr_return(struct bpf_sock_addr *ctx, const struct tp_record *rec)
+{
+	int off = 0;
+
+	if (rec->flags & TP_RECORD_REUSE_LENT)
+		bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &off, sizeof(off));
+}
+
 /* From Linux 6.1 on. Taken back when the handshake is over. */
 static __always_inline void reuseaddr_lend(struct bpf_sock_addr *ctx, struct tp_record *rec)
 {
+	const struct tp_record *last;
 	int on = 0;
 
-	if (!(rec->flags & TP_RECORD_BOUND_PORT) ||
-	    bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) || on)
+	if (!(rec->flags & TP_RECORD_BOUND_PORT))
+		return;
+	last = bpf_map_lookup_elem(&map_socks, &rec->cookie);
+	if (last && last->flags & TP_RECORD_REUSE_LENT) { /* for an attempt that came to nothing */
+		rec->flags |= TP_RECORD_REUSE_LENT;
+		return;
+	}
+	if (bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) || on)
 		return;
 	on = 1;
 	if (!bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)))
@@ -231,11 +246,9 @@ static __always_inline void reuseaddr_lend(struct bpf_sock_addr *ctx, struct tp_
  * where there is nothing to measure. The client's own is what getsockopt answers, and is the
  * upstream's.
  */
-static __always_inline void congestion_note(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
+static __always_inline void congestion_note(struct bpf_sock_addr *ctx, const struct tp_mark *mark,
 					    struct tp_record *rec)
 {
-	struct tp_mark *mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
-
 	if (mark && mark->role == TP_ROLE_CLIENT) /* lent for an attempt that came to nothing */
 		__builtin_memcpy(rec->congestion, mark->client.congestion, TP_CC_LEN);
 	else if (bpf_getsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, rec->congestion, TP_CC_LEN))
@@ -260,10 +273,8 @@ static __always_inline void congestion_lend(struct bpf_sock_addr *ctx, const str
 }
 
 /* What it was lent for an attempt that came to nothing, where this one is not redirected. */
-static __always_inline void congestion_return(struct bpf_sock_addr *ctx, struct bpf_sock *sk)
+static __always_inline void congestion_return(struct bpf_sock_addr *ctx, struct tp_mark *mark)
 {
-	struct tp_mark *mark = sk ? bpf_sk_storage_get(&map_listeners, sk, 0, 0) : NULL;
-
 	if (!mark || mark->role != TP_ROLE_CLIENT)
 		return;
 	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, mark->client.congestion, TP_CC_LEN);
@@ -283,16 +294,29 @@ static __always_inline int record_store(struct bpf_sock_addr *ctx, struct bpf_so
 	rec->mark = sk->mark;
 	reuseaddr_lend(ctx, rec);
 	bpf_get_current_comm(rec->comm, sizeof(rec->comm));
-	return bpf_map_update_elem(&map_socks, &rec->cookie, rec, BPF_ANY);
+	if (!bpf_map_update_elem(&map_socks, &rec->cookie, rec, BPF_ANY))
+		return 0;
+	reuseaddr_return(ctx, rec);
+	return -1;
+}
+
+/* Of an earlier, redirected attempt of a socket that now connects without: getpeername must not
+ * answer from that one. */
+static __always_inline void record_drop(struct bpf_sock_addr *ctx, __u64 cookie)
+{
+	const struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
+
+	if (!rec)
+		return;
+	reuseaddr_return(ctx, rec);
+	bpf_map_delete_elem(&map_socks, &cookie);
 }
 
 /* 1 where the socket was made for a purpose of tproxyd's own; *ret_redirect then says whether to
  * redirect it. */
-static __always_inline int special_socket(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
+static __always_inline int special_socket(struct bpf_sock_addr *ctx, struct tp_mark *mark,
 					  int *ret_redirect)
 {
-	struct tp_mark *mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
-
 	*ret_redirect = 0;
 	if (!mark)
 		return 0;
@@ -305,10 +329,9 @@ static __always_inline int special_socket(struct bpf_sock_addr *ctx, struct bpf_
 	return *ret_redirect;
 }
 
-static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
-						   const struct tp_config *cfg,
-						   const struct tp_endpoint *dst, __u64 cookie,
-						   __u16 *ret_port)
+static __always_inline enum verdict
+connect_decide(struct bpf_sock_addr *ctx, const struct tp_config *cfg, struct tp_mark *mark,
+	       const struct tp_endpoint *dst, __u64 cookie, __u16 *ret_port)
 {
 	int v4 = dst->family == AF_INET, forced;
 	struct tp_record rec = {.cookie = cookie, .dst = *dst};
@@ -317,7 +340,7 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 
 	if (!sk)
 		return VERDICT_PASS;
-	if (special_socket(ctx, sk, &forced)) {
+	if (special_socket(ctx, mark, &forced)) {
 		if (!forced)
 			return VERDICT_OWN;
 	} else if (is_own_connection(ctx, cfg)) {
@@ -368,7 +391,7 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		COUNT(no_route);
 		return VERDICT_NO_ROUTE;
 	}
-	congestion_note(ctx, sk, &rec);
+	congestion_note(ctx, mark, &rec);
 	if (record_store(ctx, sk, &rec)) {
 		COUNT(no_record_space);
 		return VERDICT_NO_PROXY;
@@ -381,16 +404,14 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 
 /* The return value of a connect hook for anything that is not redirected. */
 static __always_inline int connect_not_redirected(struct bpf_sock_addr *ctx,
-						  const struct tp_config *cfg,
+						  const struct tp_config *cfg, struct tp_mark *mark,
 						  const struct tp_endpoint *dst, __u64 cookie,
 						  enum verdict verdict)
 {
 	if (verdict == VERDICT_OWN)
 		return 1;
-	congestion_return(ctx, ctx->sk);
-	/* A socket may connect again after a redirected attempt failed: getpeername must not answer
-	 * from that one. */
-	bpf_map_delete_elem(&map_socks, &cookie);
+	congestion_return(ctx, mark);
+	record_drop(ctx, cookie);
 	/* The error is ours to return, rather than the connection to let pass: should a route have
 	 * come up this instant, it would pass the proxy by. */
 	if (verdict == VERDICT_NO_ROUTE && retval_settable()) {

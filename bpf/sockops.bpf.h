@@ -66,13 +66,13 @@ static __always_inline void connect_timeout_take_back(struct bpf_sock_ops *ctx,
 	rec->flags &= ~TP_RECORD_TIMEOUT_LENT;
 }
 
-static __always_inline void reuseaddr_take_back(struct bpf_sock_ops *ctx,
-						const struct tp_record *rec)
+static __always_inline void reuseaddr_take_back(struct bpf_sock_ops *ctx, struct tp_record *rec)
 {
 	int off = 0;
 
 	if (rec->flags & TP_RECORD_REUSE_LENT)
 		bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &off, sizeof(off));
+	rec->flags &= ~TP_RECORD_REUSE_LENT;
 }
 
 /* Client end: the handshake is over, and what was changed for it is as it was. */

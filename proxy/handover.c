@@ -15,6 +15,7 @@
 #include "handover.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/socket.h>
@@ -28,7 +29,7 @@
 #define BACKLOG	    64
 #define GREETING_MS 1000
 #define OFFER_MS    5000
-#define RETRY_MS    2
+#define RETRY_MS    20
 
 static int make_directory(struct failure *f)
 {
@@ -139,8 +140,10 @@ static enum handover_step meet(struct proxy *p, struct handover *h)
 	unsigned int missed;
 	int fd = accept4(p->shared->control, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
-	if (fd < 0)
+	if (fd < 0) { /* out of descriptors, or gone again: in either case there is no hurry */
+		poll(NULL, 0, RETRY_MS);
 		return HANDOVER_NOTHING;
+	}
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) ||
 	    (who.uid && who.uid != getauxval(AT_EUID))) {
 		if (log_allowed(&limit, &missed))

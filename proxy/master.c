@@ -59,7 +59,7 @@ struct master {
 	unsigned int quick;
 	const char *untold; /* what the service manager was too busy to be told; NULL: nothing */
 	char ready[48];	    /* READY=1, and who says so */
-	int reload_due;	    /* asked for while all was offered */
+	int reload_due;	    /* asked for while all was offered, by us or to us */
 	int left;	    /* all was handed over: nothing is ours */
 	int claimed;	    /* what was another's offer is ours */
 	int distrusted;	    /* we took the marks off the listeners */
@@ -108,6 +108,7 @@ static pid_t ask_binary(struct master *m)
 	return pid;
 }
 
+static void reload(struct master *m);
 static int replace_master(struct master *m);
 static int guard(struct master *m);
 
@@ -286,6 +287,8 @@ static void serving(struct master *m)
 	if (m->p->fresh)
 		tell(m, ready_state(m));
 	m->p->fresh = 0;
+	if (m->reload_due)
+		reload(m);
 }
 
 static void answered(struct master *m, int status)
@@ -323,9 +326,9 @@ static void reload(struct master *m)
 {
 	char state[64];
 
-	if (m->asked || m->p->offer || m->p->shared->stops)
+	if (m->asked || m->p->shared->stops)
 		return;
-	m->reload_due = handover_stands(&m->handover);
+	m->reload_due = m->p->offer || handover_stands(&m->handover);
 	if (m->reload_due)
 		return;
 	if (m->p->heir) {

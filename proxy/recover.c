@@ -12,6 +12,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 
+#include "endpoint.h"
 #include "limits.h"
 #include "listener.h"
 #include "session.h"
@@ -80,12 +81,22 @@ static void check_books(struct proxy *p, struct recovery *r)
 			check_pair(r, sessions[i].fd);
 }
 
+/* Asked without our maps: they may not be opened yet. */
+static int was_accepted(const struct proxy *p, int fd)
+{
+	struct sockaddr_storage addr = {0};
+	socklen_t len = sizeof(addr);
+	struct tp_endpoint ep;
+
+	return !getsockname(fd, (struct sockaddr *)&addr, &len) &&
+	       !endpoint_from_sockaddr((struct sockaddr *)&addr, &ep) && listener_is(p, &ep);
+}
+
 /* Descriptors in nobody's books: clients are kept, the rest was half made or is of the process that
  * died. */
 static int sort_strangers(const struct proxy *p, struct recovery *r)
 {
 	uint32_t strangers = 0;
-	struct tp_record record;
 
 	for (uint32_t fd = 0; fd < r->count; fd++)
 		strangers += is_open(r, fd) && r->polls[fd].events;
@@ -95,10 +106,10 @@ static int sort_strangers(const struct proxy *p, struct recovery *r)
 	for (uint32_t fd = 0; fd < r->count; fd++) {
 		if (!is_open(r, fd) || !r->polls[fd].events)
 			continue;
-		if (listener_record(p, fd, &record))
-			close(fd);
-		else
+		if (was_accepted(p, fd))
 			r->clients[r->client_count++] = fd;
+		else
+			close(fd);
 	}
 	return 0;
 }

@@ -38,6 +38,8 @@ static int connect_control(const char *path, struct failure *f)
 {
 	struct timeval limit = {.tv_sec = ANSWER_S};
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};
+	struct ucred who = {0};
+	socklen_t len = sizeof(who);
 	int fd _cleanup_fd_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
 	snprintf(addr.sun_path, sizeof(addr.sun_path), "%.*s", RUN_PATH_LEN, path);
@@ -46,6 +48,13 @@ static int connect_control(const char *path, struct failure *f)
 		return fail(f, -errno, "cannot open a socket: %m");
 	if (connect(fd, (struct sockaddr *)&addr, sizeof(addr)))
 		return fail(f, -errno, "cannot connect to %s: %m", path);
+	/* What comes is memory and descriptors, which whoever made them can still change. */
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) ||
+	    (who.uid && who.uid != geteuid()))
+		return fail(f, -EPERM,
+			    "the tproxyd that runs is user %d's, whom this one, of user %d, does "
+			    "not trust: start it as that user",
+			    (int)who.uid, (int)geteuid());
 	return TAKE_FD(fd);
 }
 

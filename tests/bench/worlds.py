@@ -194,6 +194,23 @@ class Floor(World):
              "fixed upstream")
     origin_address = ELSEWHERE
 
+    @contextlib.contextmanager
+    def hooks(self):
+        """Where ours would be attached, programs that do nothing; without the doorman's place."""
+        attach = {"connect4": "connect4", "sockops": "sock_ops", "sock_release": "sock_release",
+                  "getsockopt": "getsockopt", "getsockname4": "getsockname4"}
+        pins = self.scratch / "bpf"  # seen in our mount namespace alone, and gone with it
+        pins.mkdir()
+        system.run(["mount", "-n", "-t", "bpf", "none", pins])
+        with contextlib.ExitStack() as stack:
+            stack.callback(system.run, ["umount", "-n", pins])
+            system.run(["bpftool", "prog", "loadall", system.O / "tests/bench/empty.bpf.o", pins])
+            for name, kind in attach.items():
+                words = [self.proxy.parent, kind, "pinned", pins / f"prog_{name}"]
+                system.run(["bpftool", "cgroup", "attach", *words])
+                stack.callback(system.run, ["bpftool", "cgroup", "detach", *words])
+            yield pins
+
     def start_proxy(self):
         self.spawn_ready(self.proxy, "relay", ADDRESS, ELSEWHERE, PORT, SINK_PORT, BULK_PORT)
 
@@ -210,9 +227,10 @@ class Tproxy(World):
         self._stack.enter_context(self.box)
         self.clients, self.proxy = self.box.clients, self.box.servers
 
-    @property
-    def pins(self):
-        return self.box.pins
+    @contextlib.contextmanager
+    def hooks(self):
+        """The directory of the pinned programs that serve this path."""
+        yield self.box.pins
 
 
 class TproxyNoHold(Tproxy):

@@ -139,6 +139,11 @@ int getsockname(int fd, struct sockaddr *addr, socklen_t *len)
 	if (answer(fd))
 		return -1;
 	take(answers, addr, *len < 28 ? *len : 28);
+	if (take_byte(answers) & 1) /* as if it had been accepted */
+		*(struct sockaddr_in *)addr = (struct sockaddr_in){
+			.sin_family = AF_INET,
+			.sin_port = htons(18000),
+			.sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	return 0;
 }
 

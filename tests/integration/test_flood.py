@@ -3,13 +3,17 @@
 
 import os
 import pathlib
+import select
 import signal
+import socket
 import subprocess
+import time
 
 from harness import Sandbox, case, case_for, main, program, wait_for
 from harness.system import WITH_TEST
 
 PORT = "7777"
+BURST = 5000
 
 
 class FloodServer:
@@ -87,6 +91,41 @@ def no_socket_is_left_open():
         assert_flood(box, "mix", "10.77.0.1", 10000)
         settled(box)
         wait_for(lambda: sockets(box) == before, "as few sockets as before")
+
+
+def burst(count, address=("10.77.0.1", int(PORT))):
+    """That many connect() at once, then a byte there and back each. Returns seconds until the last."""
+    begin, waiting, poller = time.monotonic(), {}, select.epoll()
+    for _ in range(count):
+        client = socket.socket()
+        client.setblocking(False)
+        client.connect_ex(address)
+        waiting[client.fileno()] = client
+        poller.register(client, select.EPOLLOUT)
+    while waiting:
+        events = poller.poll(60)
+        assert events, f"{len(waiting)} of {count} had no answer"
+        for fd, event in events:
+            if event == select.EPOLLOUT:
+                waiting[fd].send(b"x")
+                poller.modify(fd, select.EPOLLIN)
+            else:
+                with waiting.pop(fd) as client:
+                    assert client.recv(2) == b"x"
+    return time.monotonic() - begin
+
+
+@case
+def thousands_of_connects_at_once_are_all_served():
+    """All of one user, who fills his share of the ring: the rest come by their second SYN."""
+    few_time_waits()
+    with Sandbox(proxy=("--log-sessions", "no")) as box, FloodServer("10.77.0.1"):
+        direct = burst(BURST)
+        with box.inside():
+            proxied = [burst(BURST) for _ in range(3)]
+        print(f"# {BURST} at once: {direct:.2f} s direct, "
+              f"{' '.join(f'{one:.2f}' for one in proxied)} s proxied")
+        assert settled(box)["redirected"] >= 3 * BURST
 
 
 @case

@@ -155,15 +155,18 @@ def the_status_shows_what_a_proxy_counted():
 @case
 def a_flood_of_one_user_leaves_room_in_the_ring():
     """The worker reads nothing meanwhile: what does not find a place waits for a second SYN."""
-    with Sandbox(proxy=NO_SHARES) as box, socket.create_server(("10.77.0.1", 0), backlog=4096) as server:
-        address = server.getsockname()
+    with contextlib.ExitStack() as stack:
+        box = stack.enter_context(Sandbox(proxy=NO_SHARES))
+        servers = [stack.enter_context(socket.create_server(("10.77.0.1", 0), backlog=4096))
+                   for _ in range(3)]  # nobody accepts
+        mine, *others = [server.getsockname() for server in servers]
         os.kill(box.proxy.worker, signal.SIGSTOP)
-        flood = [start(box, address, uid=OTHER) for _ in range(2000)]
+        flood = [start(box, others[i % 2], uid=OTHER) for i in range(6000)]
         refused = int(box.proxy_counters()["over_ring_share"])
-        assert refused >= 700, box.proxy_counters()
+        assert refused >= 1000, box.proxy_counters()
         assert not box.counters()["hold_no_space"]
-        ours = [start(box, address) for _ in range(1000)]
-        assert box.counters()["held"] >= 3000 - refused, "no place for others"
+        ours = [start(box, mine) for _ in range(1000)]
+        assert box.counters()["held"] >= 7000 - refused, "no place for others"
         held = box.counters()["held"]
         os.kill(box.proxy.worker, signal.SIGCONT)
         wait_for(lambda: all(map(connected, ours)), "the others to be let in")

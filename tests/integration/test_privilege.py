@@ -15,7 +15,7 @@ import subprocess
 from harness import (ROOT, TPROXYD, UNPRIVILEGED, Failed, Sandbox, Server, banner, bpftool, case, case_for,
                      echo, free_port, line, main, redirected, run, tmpdir, wait_for)
 from harness.pins import BPFFS, assert_nothing, assert_whole, pretend_another_build, rewrite_config
-from harness.sandbox import Proxy
+from harness.sandbox import LAUNCHER, Proxy
 
 GROUP = 4711  # nobody's, as a user and as a group
 HERE = "10.77.0.1"
@@ -335,6 +335,32 @@ def a_reload_that_takes_what_was_not_given_is_refused():
                 assert "CAP_NET_RAW" in box.proxy.wait_log("cannot open a raw socket")
                 box.proxy.wait_log("not reloaded")
                 assert_serves(box, server, client)
+
+
+@contextlib.contextmanager
+def run_directory(uid):
+    """An empty /run/tproxy, as systemd makes one for a service of that user."""
+    pathlib.Path("/run/tproxy").mkdir(exist_ok=True)
+    run(["mount", "-n", "-t", "tmpfs", "-o", f"uid={uid},mode=0755", "none", "/run/tproxy"])
+    try:
+        yield
+    finally:
+        run(["umount", "-n", "/run/tproxy"])
+
+
+@case
+def who_takes_over_trusts_root_and_his_own_user_alone():
+    with run_directory(GROUP), unprivileged() as box, Server("10.77.0.1", echo) as server:
+        words = ("--name", box.name, "--takeover")
+        assert_refuses(run([*LAUNCHER, box.servers, TPROXYD, *words], check=False),
+                       f"user {GROUP}'s", "does not trust")
+        assert_serves(box, server)
+        again = Proxy(box.servers, [*as_unit(), str(box.binary), *words])
+        box._proxies.append(again)
+        again.wait_ready()
+        assert box.proxy.process.wait(10) == 0, box.proxy.log()
+        box.proxy = again
+        assert_serves(box, server)
 
 
 @case

@@ -180,7 +180,7 @@ def long_sessions_outlive_upgrades_and_kills():
                 if how == "reload":
                     swap()
                     restarts.reload()
-                    assert is_running(box.proxy, binary)
+                    wait_for(lambda: is_running(box.proxy, binary), "the other binary")
                 else:
                     restarts.kill()
             before = stress.check()
