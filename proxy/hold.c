@@ -132,11 +132,6 @@ void hold_grant(struct proxy *p, struct session *s)
 	upstream_ack(s, 1); /* the client has connected: sending was what completed its handshake */
 }
 
-void hold_grant_again(struct proxy *p, struct session *s)
-{
-	send_grant(p, s);
-}
-
 static uint64_t granted_ms(const struct session *s)
 {
 	return s->deadline_ms - GRANTED_MS;

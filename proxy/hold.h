@@ -37,9 +37,6 @@ void hold_waiting(struct proxy *p, struct session *s);
 /* The upstream of a held session has connected: lets the client in. */
 void hold_grant(struct proxy *p, struct session *s);
 
-/* The same for a session that had been granted when a predecessor died; twice does no harm. */
-void hold_grant_again(struct proxy *p, struct session *s);
-
 /* Lets in once more those whose first grant met a full backlog, and says when it is to be called
  * next: in milliseconds of CLOCK_MONOTONIC, 0: never. */
 void hold_press(struct proxy *p);

@@ -481,10 +481,9 @@ void session_recover(struct proxy *p, struct session *s, const uint32_t ready[2]
 		break;
 	case LIST_GRANTED:
 		s->early |= !!(ready[UPSTREAM] & ~EPOLLOUT);
+		/* Else it is on its way in, or hold_press() finds that it is not. */
 		if (s->fd[CLIENT] >= 0)
 			pair(p, s, s->fd[CLIENT]);
-		else
-			hold_grant_again(p, s);
 		break;
 	case LIST_RELAY:
 	case LIST_READY:

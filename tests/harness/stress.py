@@ -20,6 +20,7 @@ ADDRESSES = ["10.77.0.1", "10.77.0.2", "10.77.0.3", "fd77::1", "fd77::2"]
 # full is asked for as long as the longest run takes.
 QUIET = {
     "tcp_tw_reuse": "1",
+    "tcp_max_tw_buckets": "1000000",  # else clients that have closed are forgotten before their time
     "ip_local_port_range": "20000 65535",
     "tcp_syn_retries": "127",
     "tcp_syn_linear_timeouts": "127",  # from Linux 6.5 on
