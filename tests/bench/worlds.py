@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import resource
+import shutil
 import socket
 import subprocess
 
@@ -199,12 +200,10 @@ class Floor(World):
         """Where ours would be attached, programs that do nothing; without the doorman's place."""
         attach = {"connect4": "connect4", "sockops": "sock_ops", "sock_release": "sock_release",
                   "getsockopt": "getsockopt", "getsockname4": "getsockname4"}
-        pins = self.scratch / "bpf"  # seen in our mount namespace alone, and gone with it
-        pins.mkdir()
-        system.run(["mount", "-n", "-t", "bpf", "none", pins])
+        pins = pathlib.Path("/sys/fs/bpf/empty")  # in our own mount namespace
         with contextlib.ExitStack() as stack:
-            stack.callback(system.run, ["umount", "-n", pins])
             system.run(["bpftool", "prog", "loadall", system.O / "tests/bench/empty.bpf.o", pins])
+            stack.callback(shutil.rmtree, pins)
             for name, kind in attach.items():
                 words = [self.proxy.parent, kind, "pinned", pins / f"prog_{name}"]
                 system.run(["bpftool", "cgroup", "attach", *words])
