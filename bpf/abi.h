@@ -18,10 +18,11 @@
 #define ABI_MAGIC   0x74707879 /* "tpxy" */
 #define ABI_VERSION 2
 
-#define TP_NAME_LEN    32 /* instance name, NUL included */
-#define TP_COMM_LEN    16 /* the kernel's TASK_COMM_LEN */
-#define TP_CC_LEN      16 /* the kernel's TCP_CA_NAME_MAX */
-#define TP_MAX_PROXIES 8  /* tproxyd processes registered at once: one a network namespace */
+#define TP_NAME_LEN    32     /* instance name, NUL included */
+#define TP_COMM_LEN    16     /* the kernel's TASK_COMM_LEN */
+#define TP_CC_LEN      16     /* the kernel's TCP_CA_NAME_MAX */
+#define TP_CC_LOCAL    "reno" /* congestion control of legs on this host, where it paces otherwise */
+#define TP_MAX_PROXIES 8      /* tproxyd processes registered at once: one a network namespace */
 #define TP_NO_SLOT     TP_MAX_PROXIES /* a proxy that is no tproxyd: it has no ring and no settings */
 #define TP_MAX_PORTS   16
 
@@ -50,7 +51,7 @@ struct tp_record {
 	struct tp_endpoint
 		local; /* what getsockname answers: the source the server sees; 0: unknown */
 	char comm[TP_COMM_LEN];
-	char congestion[TP_CC_LEN]; /* the client's congestion control */
+	char congestion[TP_CC_LEN]; /* the client's own congestion control */
 	__u32 mark;		    /* the client's SO_MARK */
 	__u32 seq;		    /* of the held SYN: which attempt of this socket is meant */
 	__u16 proxy_port;	    /* listener port the client was sent to, host order */
@@ -63,7 +64,8 @@ struct tp_record {
 #define TP_RECORD_BOUND_PORT 2 /* and src.port */
 #define TP_RECORD_REUSE_LENT \
 	4 /* the hook has set SO_REUSEADDR on the client, for the upstream's bind() */
-#define TP_RECORD_TIMEOUT_LENT 8 /* sockops has set TCP_USER_TIMEOUT on the client */
+#define TP_RECORD_TIMEOUT_LENT	  8  /* sockops has set TCP_USER_TIMEOUT on the client */
+#define TP_RECORD_CONGESTION_LENT 16 /* the client runs another congestion control than its own */
 
 /*
  * Each is added once, atomically, as it may happen on any CPU: whoever then finds both CLOSED and
@@ -111,9 +113,8 @@ enum tp_role {
 	TP_ROLE_REGISTER, /* throw-away socket: connect() stores the caller's tgid and netns, passes
 			   */
 	TP_ROLE_SELFTEST, /* throw-away socket: connect() is redirected even for a proxy */
-	TP_ROLE_CLIENT, /* client with another congestion control than client.congestion, its own */
-	TP_ROLE_LEAVING, /* listener to which no more clients are sent; those on their way come in
-			  */
+	TP_ROLE_LEAVING,  /* listener to which no more clients are sent; those on their way come in
+			   */
 };
 
 /*
@@ -128,7 +129,7 @@ struct tp_mark {
 	__u64 netns; /* stored by the connect hooks */
 	__u32 slot;  /* LISTENER: of its tproxyd in tp_config.proxies, or TP_NO_SLOT */
 	__u32 reserved;
-	struct tp_record client; /* ACCEPTED; of CLIENT only `congestion` */
+	struct tp_record client; /* ACCEPTED */
 };
 
 /*

@@ -213,24 +213,20 @@ static __always_inline int is_loopback_source(const struct tp_record *rec)
 	       rec->src.ip[12] == 127 && rec->dst.ip[12] != 127;
 }
 
-static __always_inline void reuseaddr_return(struct bpf_sock_addr *ctx, const struct tp_record *rec)
+/*
+ * A client is lent SO_REUSEADDR, from Linux 6.1 on, for the upstream's bind() to its port, and
+ * another congestion control where its own paces by what it measures (bbr), which halves the
+ * throughput of loopback, where there is nothing to measure. `last` is what an attempt that came to
+ * nothing has left, or NULL: what was lent for it still is.
+ */
+static __always_inline void reuseaddr_lend(struct bpf_sock_addr *ctx, const struct tp_record *last,
+					   struct tp_record *rec)
 {
-	int off = 0;
-
-	if (rec->flags & TP_RECORD_REUSE_LENT)
-		bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &off, sizeof(off));
-}
-
-/* From Linux 6.1 on. Taken back when the handshake is over. */
-static __always_inline void reuseaddr_lend(struct bpf_sock_addr *ctx, struct tp_record *rec)
-{
-	const struct tp_record *last;
 	int on = 0;
 
 	if (!(rec->flags & TP_RECORD_BOUND_PORT))
 		return;
-	last = bpf_map_lookup_elem(&map_socks, &rec->cookie);
-	if (last && last->flags & TP_RECORD_REUSE_LENT) { /* for an attempt that came to nothing */
+	if (last && last->flags & TP_RECORD_REUSE_LENT) {
 		rec->flags |= TP_RECORD_REUSE_LENT;
 		return;
 	}
@@ -241,49 +237,40 @@ static __always_inline void reuseaddr_lend(struct bpf_sock_addr *ctx, struct tp_
 		rec->flags |= TP_RECORD_REUSE_LENT;
 }
 
-/*
- * A congestion control that paces by what it measures (bbr) halves the throughput of loopback,
- * where there is nothing to measure. The client's own is what getsockopt answers, and is the
- * upstream's.
- */
-static __always_inline void congestion_note(struct bpf_sock_addr *ctx, const struct tp_mark *mark,
-					    struct tp_record *rec)
-{
-	if (mark && mark->role == TP_ROLE_CLIENT) /* lent for an attempt that came to nothing */
-		__builtin_memcpy(rec->congestion, mark->client.congestion, TP_CC_LEN);
-	else if (bpf_getsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, rec->congestion, TP_CC_LEN))
-		rec->congestion[0] = 0;
-}
-
 static __always_inline void congestion_lend(struct bpf_sock_addr *ctx, const struct tp_config *cfg,
-					    struct bpf_sock *sk, const struct tp_record *rec)
+					    const struct tp_record *last, struct tp_record *rec)
 {
-	char local[TP_CC_LEN] = "reno";
+	char local[TP_CC_LEN] = TP_CC_LOCAL;
 	__u32 slot = rec->slot;
-	struct tp_mark *mark;
 
-	if (slot >= TP_MAX_PROXIES || !cfg->proxies[slot].paces || !cc_is(rec->congestion, "bbr"))
+	if (last && last->flags & TP_RECORD_CONGESTION_LENT) {
+		__builtin_memcpy(rec->congestion, last->congestion, TP_CC_LEN);
+		rec->flags |= TP_RECORD_CONGESTION_LENT;
 		return;
-	mark = bpf_sk_storage_get(&map_listeners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!mark || mark->role != TP_ROLE_NONE ||
-	    bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, local, sizeof(local)))
+	}
+	if (bpf_getsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, rec->congestion, TP_CC_LEN)) {
+		rec->congestion[0] = 0;
 		return;
-	__builtin_memcpy(mark->client.congestion, rec->congestion, TP_CC_LEN);
-	mark->role = TP_ROLE_CLIENT;
+	}
+	if (slot < TP_MAX_PROXIES && cfg->proxies[slot].paces && cc_is(rec->congestion, "bbr") &&
+	    !bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, local, sizeof(local)))
+		rec->flags |= TP_RECORD_CONGESTION_LENT;
 }
 
-/* What it was lent for an attempt that came to nothing, where this one is not redirected. */
-static __always_inline void congestion_return(struct bpf_sock_addr *ctx, struct tp_mark *mark)
+static __always_inline void take_back(struct bpf_sock_addr *ctx, struct tp_record *rec)
 {
-	if (!mark || mark->role != TP_ROLE_CLIENT)
-		return;
-	bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, mark->client.congestion, TP_CC_LEN);
-	mark->role = TP_ROLE_NONE;
+	int off = 0;
+
+	if (rec->flags & TP_RECORD_REUSE_LENT)
+		bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &off, sizeof(off));
+	if (rec->flags & TP_RECORD_CONGESTION_LENT)
+		bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, rec->congestion, TP_CC_LEN);
 }
 
-static __always_inline int record_store(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
-					struct tp_record *rec)
+static __always_inline int record_store(struct bpf_sock_addr *ctx, const struct tp_config *cfg,
+					struct bpf_sock *sk, struct tp_record *rec)
 {
+	const struct tp_record *last = bpf_map_lookup_elem(&map_socks, &rec->cookie);
 	__u64 ids = bpf_get_current_uid_gid();
 
 	rec->cgroup_id = bpf_get_current_cgroup_id();
@@ -292,11 +279,12 @@ static __always_inline int record_store(struct bpf_sock_addr *ctx, struct bpf_so
 	rec->uid = (__u32)ids;
 	rec->gid = ids >> 32;
 	rec->mark = sk->mark;
-	reuseaddr_lend(ctx, rec);
 	bpf_get_current_comm(rec->comm, sizeof(rec->comm));
+	reuseaddr_lend(ctx, last, rec);
+	congestion_lend(ctx, cfg, last, rec);
 	if (!bpf_map_update_elem(&map_socks, &rec->cookie, rec, BPF_ANY))
 		return 0;
-	reuseaddr_return(ctx, rec);
+	take_back(ctx, rec);
 	return -1;
 }
 
@@ -304,19 +292,21 @@ static __always_inline int record_store(struct bpf_sock_addr *ctx, struct bpf_so
  * answer from that one. */
 static __always_inline void record_drop(struct bpf_sock_addr *ctx, __u64 cookie)
 {
-	const struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
+	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
 
 	if (!rec)
 		return;
-	reuseaddr_return(ctx, rec);
+	take_back(ctx, rec);
 	bpf_map_delete_elem(&map_socks, &cookie);
 }
 
 /* 1 where the socket was made for a purpose of tproxyd's own; *ret_redirect then says whether to
  * redirect it. */
-static __always_inline int special_socket(struct bpf_sock_addr *ctx, struct tp_mark *mark,
+static __always_inline int special_socket(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
 					  int *ret_redirect)
 {
+	struct tp_mark *mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
+
 	*ret_redirect = 0;
 	if (!mark)
 		return 0;
@@ -329,9 +319,10 @@ static __always_inline int special_socket(struct bpf_sock_addr *ctx, struct tp_m
 	return *ret_redirect;
 }
 
-static __always_inline enum verdict
-connect_decide(struct bpf_sock_addr *ctx, const struct tp_config *cfg, struct tp_mark *mark,
-	       const struct tp_endpoint *dst, __u64 cookie, __u16 *ret_port)
+static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
+						   const struct tp_config *cfg,
+						   const struct tp_endpoint *dst, __u64 cookie,
+						   __u16 *ret_port)
 {
 	int v4 = dst->family == AF_INET, forced;
 	struct tp_record rec = {.cookie = cookie, .dst = *dst};
@@ -340,7 +331,7 @@ connect_decide(struct bpf_sock_addr *ctx, const struct tp_config *cfg, struct tp
 
 	if (!sk)
 		return VERDICT_PASS;
-	if (special_socket(ctx, mark, &forced)) {
+	if (special_socket(ctx, sk, &forced)) {
 		if (!forced)
 			return VERDICT_OWN;
 	} else if (is_own_connection(ctx, cfg)) {
@@ -391,12 +382,10 @@ connect_decide(struct bpf_sock_addr *ctx, const struct tp_config *cfg, struct tp
 		COUNT(no_route);
 		return VERDICT_NO_ROUTE;
 	}
-	congestion_note(ctx, mark, &rec);
-	if (record_store(ctx, sk, &rec)) {
+	if (record_store(ctx, cfg, sk, &rec)) {
 		COUNT(no_record_space);
 		return VERDICT_NO_PROXY;
 	}
-	congestion_lend(ctx, cfg, sk, &rec);
 	COUNT(redirected);
 	*ret_port = rec.proxy_port;
 	return VERDICT_REDIRECT;
@@ -404,13 +393,12 @@ connect_decide(struct bpf_sock_addr *ctx, const struct tp_config *cfg, struct tp
 
 /* The return value of a connect hook for anything that is not redirected. */
 static __always_inline int connect_not_redirected(struct bpf_sock_addr *ctx,
-						  const struct tp_config *cfg, struct tp_mark *mark,
+						  const struct tp_config *cfg,
 						  const struct tp_endpoint *dst, __u64 cookie,
 						  enum verdict verdict)
 {
 	if (verdict == VERDICT_OWN)
 		return 1;
-	congestion_return(ctx, mark);
 	record_drop(ctx, cookie);
 	/* The error is ours to return, rather than the connection to let pass: should a route have
 	 * come up this instant, it would pass the proxy by. */

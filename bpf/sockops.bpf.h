@@ -115,23 +115,17 @@ static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
 }
 
 /* Client end: the socket may live on, and connect to somewhere else. */
-static __always_inline void congestion_take_back(struct bpf_sock_ops *ctx)
+static __always_inline void congestion_take_back(struct bpf_sock_ops *ctx, struct tp_record *rec)
 {
-	struct bpf_sock *sk = ctx->sk;
 	char now[TP_CC_LEN] = "";
-	struct tp_mark *mark;
 
-	if (!sk)
-		return;
-	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
-	if (!mark || mark->role != TP_ROLE_CLIENT)
+	if (!(rec->flags & TP_RECORD_CONGESTION_LENT))
 		return;
 	/* Unless it has chosen another one since. */
 	if (!bpf_getsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, now, sizeof(now)) &&
-	    cc_is(now, "reno"))
-		bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, mark->client.congestion,
-			       sizeof(mark->client.congestion));
-	mark->role = TP_ROLE_NONE;
+	    cc_is(now, TP_CC_LOCAL))
+		bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, rec->congestion, TP_CC_LEN);
+	rec->flags &= ~TP_RECORD_CONGESTION_LENT;
 }
 
 /*
@@ -154,7 +148,7 @@ static __always_inline void client_closed(struct bpf_sock_ops *ctx)
 	if (record_reach(rec, TP_REACHED_CLOSED) & TP_REACHED_RELEASED)
 		record_free(cookie);
 	else
-		congestion_take_back(ctx);
+		congestion_take_back(ctx, rec);
 }
 
 /* Nobody has the client's socket open any more; its connection may still be ending. */

@@ -83,21 +83,55 @@ static __always_inline int answer_v6(struct bpf_sockopt *ctx, const struct tp_re
 	return 1;
 }
 
-/* What a client's congestion control is, if it is the one that the connect hook has set. */
+/*
+ * The record of a client that was lent its congestion control. A socket's cookie and network
+ * namespace cannot be asked for here on all kernels; but only clients of a tproxyd are lent any.
+ */
+static __always_inline const struct tp_record *lent_record(struct bpf_sock *sk)
+{
+	struct tp_config *cfg = config_get();
+	struct tp_endpoint src = {};
+
+	if (!cfg)
+		return NULL;
+	src.port = sk->src_port;
+	if (sk->family == AF_INET) {
+		ip_set_v4(src.ip, sk->src_ip4);
+		barrier();
+	} else {
+		ip_set_v6(src.ip, sk->src_ip6[0], sk->src_ip6[1], sk->src_ip6[2], sk->src_ip6[3]);
+	}
+	for (int i = 0; i < TP_MAX_PROXIES; i++) {
+		const struct tp_record *rec;
+		struct tp_port_key key;
+		__u64 *cookie;
+
+		if (!cfg->proxies[i].netns)
+			continue;
+		port_key(&key, cfg->proxies[i].netns, &src, bpf_ntohs(sk->dst_port));
+		cookie = bpf_map_lookup_elem(&map_ports, &key);
+		rec = cookie ? bpf_map_lookup_elem(&map_socks, cookie) : NULL;
+		if (rec && rec->flags & TP_RECORD_CONGESTION_LENT)
+			return rec;
+	}
+	return NULL;
+}
+
 static __always_inline int answer_congestion(struct bpf_sockopt *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
+	const struct tp_record *rec;
 	char *out = ctx->optval;
-	struct tp_mark *mark;
 
-	if (!sk || sk->protocol != IPPROTO_TCP)
+	if (!sk || sk->protocol != IPPROTO_TCP || (void *)(out + 3) > ctx->optval_end ||
+	    !cc_is(out, TP_CC_LOCAL))
 		return 1;
-	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
-	if (!mark || mark->role != TP_ROLE_CLIENT || (void *)(out + 3) > ctx->optval_end ||
-	    !cc_is(out, "reno"))
+	rec = lent_record(sk);
+	if (!rec)
 		return 1;
+	out = ctx->optval;
 	for (int i = 0; i < TP_CC_LEN && (void *)(out + i + 1) <= ctx->optval_end; i++)
-		out[i] = mark->client.congestion[i];
+		out[i] = rec->congestion[i];
 	return 1;
 }
 

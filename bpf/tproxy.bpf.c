@@ -38,14 +38,6 @@ static __always_inline int is_tcp(struct bpf_sock_addr *ctx)
 	return ctx->type == SOCK_STREAM && ctx->protocol == IPPROTO_TCP;
 }
 
-/* What tproxyd or a hook has noted of the socket, or NULL. */
-static __always_inline struct tp_mark *socket_mark(struct bpf_sock_addr *ctx)
-{
-	struct bpf_sock *sk = ctx->sk;
-
-	return sk ? bpf_sk_storage_get(&map_listeners, sk, 0, 0) : NULL;
-}
-
 SEC("cgroup/connect4")
 int tp_connect4(struct bpf_sock_addr *ctx)
 {
@@ -53,7 +45,6 @@ int tp_connect4(struct bpf_sock_addr *ctx)
 	struct tp_config *cfg = config_get();
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	enum verdict verdict;
-	struct tp_mark *mark;
 	__u16 port = 0;
 
 	if (!cfg)
@@ -62,12 +53,11 @@ int tp_connect4(struct bpf_sock_addr *ctx)
 		COUNT(not_tcp);
 		return 1;
 	}
-	mark = socket_mark(ctx);
 	ip_set_v4(dst.ip, ctx->user_ip4);
 	dst.port = bpf_ntohs(ctx->user_port);
-	verdict = connect_decide(ctx, cfg, mark, &dst, cookie, &port);
+	verdict = connect_decide(ctx, cfg, &dst, cookie, &port);
 	if (verdict != VERDICT_REDIRECT)
-		return connect_not_redirected(ctx, cfg, mark, &dst, cookie, verdict);
+		return connect_not_redirected(ctx, cfg, &dst, cookie, verdict);
 	ctx->user_ip4 = LOOPBACK_V4;
 	ctx->user_port = bpf_htons(port);
 	return 1;
@@ -80,7 +70,6 @@ int tp_connect6(struct bpf_sock_addr *ctx)
 	struct tp_config *cfg = config_get();
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	enum verdict verdict;
-	struct tp_mark *mark;
 	__u16 port = 0;
 
 	if (!cfg)
@@ -89,14 +78,13 @@ int tp_connect6(struct bpf_sock_addr *ctx)
 		COUNT(not_tcp);
 		return 1;
 	}
-	mark = socket_mark(ctx);
 	ip_set_v6(dst.ip, ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]);
 	dst.port = bpf_ntohs(ctx->user_port);
 	if (ip_is_v4(dst.ip))
 		dst.family = AF_INET;
-	verdict = connect_decide(ctx, cfg, mark, &dst, cookie, &port);
+	verdict = connect_decide(ctx, cfg, &dst, cookie, &port);
 	if (verdict != VERDICT_REDIRECT)
-		return connect_not_redirected(ctx, cfg, mark, &dst, cookie, verdict);
+		return connect_not_redirected(ctx, cfg, &dst, cookie, verdict);
 	ctx->user_ip6[0] = 0;
 	ctx->user_ip6[1] = 0;
 	if (dst.family == AF_INET) {

@@ -9,8 +9,6 @@
 
 #include "../bpf/abi.h"
 
-#define CONGESTION_LOCAL "reno"
-
 /* What a TCP socket has; "" where that cannot be told. */
 void congestion_get(int fd, char ret_name[TP_CC_LEN]);
 

@@ -111,7 +111,7 @@ int listener_open(struct proxy *p, struct failure *f)
 		p->shared->listener[i] = fd;
 		congestion_get(fd, p->shared->congestion);
 		if (congestion_paces(p->shared->congestion))
-			congestion_set(fd, CONGESTION_LOCAL);
+			congestion_set(fd, TP_CC_LOCAL);
 	}
 	return 0;
 }

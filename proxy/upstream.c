@@ -140,5 +140,5 @@ void upstream_tune(const struct proxy *p, const struct session *s)
 	if (*theirs && strncmp(theirs, usual, TP_CC_LEN))
 		congestion_set(s->fd[UPSTREAM], theirs);
 	else if (congestion_paces(usual) && is_local(&s->client))
-		congestion_set(s->fd[UPSTREAM], CONGESTION_LOCAL);
+		congestion_set(s->fd[UPSTREAM], TP_CC_LOCAL);
 }
