@@ -75,12 +75,46 @@ static __always_inline void reuseaddr_take_back(struct bpf_sock_ops *ctx, struct
 	rec->flags &= ~TP_RECORD_REUSE_LENT;
 }
 
+/* Others have no record that it would take a look-up to miss. */
+static __always_inline int is_redirected(struct bpf_sock_ops *ctx)
+{
+	__be32 w[4];
+
+	if (ctx->family == AF_INET)
+		return ctx->remote_ip4 == LOOPBACK_V4;
+	barrier();
+	w[0] = ctx->remote_ip6[0];
+	w[1] = ctx->remote_ip6[1];
+	w[2] = ctx->remote_ip6[2];
+	w[3] = ctx->remote_ip6[3];
+	return ip_is_proxy_address(w);
+}
+
+/* The same of a socket that is released; one that never got to be connected may have a record. */
+static __always_inline int was_redirected(struct bpf_sock *sk)
+{
+	__be32 w[4];
+
+	if (sk->family == AF_INET)
+		return !sk->dst_ip4 || sk->dst_ip4 == LOOPBACK_V4;
+	barrier();
+	w[0] = sk->dst_ip6[0];
+	w[1] = sk->dst_ip6[1];
+	w[2] = sk->dst_ip6[2];
+	w[3] = sk->dst_ip6[3];
+	return !(w[0] | w[1] | w[2] | w[3]) || ip_is_proxy_address(w);
+}
+
 /* Client end: the handshake is over, and what was changed for it is as it was. */
 static __always_inline void client_connected(struct bpf_sock_ops *ctx)
 {
-	__u64 cookie = bpf_get_socket_cookie(ctx);
-	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
+	__u64 cookie;
+	struct tp_record *rec;
 
+	if (!is_redirected(ctx))
+		return;
+	cookie = bpf_get_socket_cookie(ctx);
+	rec = bpf_map_lookup_elem(&map_socks, &cookie);
 	if (!rec)
 		return;
 	connect_timeout_take_back(ctx, rec);
@@ -90,11 +124,15 @@ static __always_inline void client_connected(struct bpf_sock_ops *ctx)
 /* Client end. What matters is the family of the connection, not of the socket (v4-mapped). */
 static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
 {
-	__u64 cookie = bpf_get_socket_cookie(ctx);
-	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
 	struct tp_endpoint src = {};
 	struct tp_port_key key;
+	struct tp_record *rec;
+	__u64 cookie;
 
+	if (!is_redirected(ctx))
+		return;
+	cookie = bpf_get_socket_cookie(ctx);
+	rec = bpf_map_lookup_elem(&map_socks, &cookie);
 	if (!rec)
 		return;
 	src.family = rec->dst.family;
@@ -154,9 +192,13 @@ static __always_inline void client_closed(struct bpf_sock_ops *ctx)
 /* Nobody has the client's socket open any more; its connection may still be ending. */
 static __always_inline void client_released(struct bpf_sock *sk)
 {
-	__u64 cookie = bpf_get_socket_cookie(sk);
-	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
+	struct tp_record *rec;
+	__u64 cookie;
 
+	if (!was_redirected(sk))
+		return;
+	cookie = bpf_get_socket_cookie(sk);
+	rec = bpf_map_lookup_elem(&map_socks, &cookie);
 	if (!rec)
 		return;
 	/* One whose SYN was never sent (TCP_FASTOPEN_CONNECT) is in SYN_SENT, and STATE_CB not on.
