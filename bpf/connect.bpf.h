@@ -243,13 +243,14 @@ static __always_inline void congestion_lend(struct bpf_sock_addr *ctx, const str
 	char local[TP_CC_LEN] = TP_CC_LOCAL;
 	__u32 slot = rec->slot;
 
-	if (last && last->flags & TP_RECORD_CONGESTION_LENT) {
-		__builtin_memcpy(rec->congestion, last->congestion, TP_CC_LEN);
-		rec->flags |= TP_RECORD_CONGESTION_LENT;
-		return;
-	}
 	if (bpf_getsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, rec->congestion, TP_CC_LEN)) {
 		rec->congestion[0] = 0;
+		return;
+	}
+	if (last && last->flags & TP_RECORD_CONGESTION_LENT &&
+	    cc_is(rec->congestion, TP_CC_LOCAL)) { /* unless it has chosen another since */
+		__builtin_memcpy(rec->congestion, last->congestion, TP_CC_LEN);
+		rec->flags |= TP_RECORD_CONGESTION_LENT;
 		return;
 	}
 	if (slot < TP_MAX_PROXIES && cfg->proxies[slot].paces && cc_is(rec->congestion, "bbr") &&
@@ -259,11 +260,14 @@ static __always_inline void congestion_lend(struct bpf_sock_addr *ctx, const str
 
 static __always_inline void take_back(struct bpf_sock_addr *ctx, struct tp_record *rec)
 {
+	char now[TP_CC_LEN] = "";
 	int off = 0;
 
 	if (rec->flags & TP_RECORD_REUSE_LENT)
 		bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &off, sizeof(off));
-	if (rec->flags & TP_RECORD_CONGESTION_LENT)
+	if (rec->flags & TP_RECORD_CONGESTION_LENT &&
+	    !bpf_getsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, now, sizeof(now)) &&
+	    cc_is(now, TP_CC_LOCAL))
 		bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, rec->congestion, TP_CC_LEN);
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The life of a record after connect(). It is freed when the client's socket reaches CLOSE,
- * whichever way it got there; the accepted socket has a copy of its own by then.
+ * The life of a record after connect(). It is freed when the client's connection has ended and its
+ * descriptor has gone, whichever comes last; the accepted socket has a copy of its own by then.
  *
  * barrier() ends one branch wherever two read different context fields: clang would otherwise merge
  * the loads into one through a computed pointer, which the verifier refuses.
@@ -90,19 +90,24 @@ static __always_inline int is_redirected(struct bpf_sock_ops *ctx)
 	return ip_is_proxy_address(w);
 }
 
-/* The same of a socket that is released; one that never got to be connected may have a record. */
+/*
+ * The same of a socket that is released. One that is not connected may have a record whatever its
+ * address is: it keeps that of an earlier connection.
+ */
 static __always_inline int was_redirected(struct bpf_sock *sk)
 {
 	__be32 w[4];
 
+	if (sk->state == BPF_TCP_CLOSE || sk->state == BPF_TCP_LISTEN)
+		return 1;
 	if (sk->family == AF_INET)
-		return !sk->dst_ip4 || sk->dst_ip4 == LOOPBACK_V4;
+		return sk->dst_ip4 == LOOPBACK_V4;
 	barrier();
 	w[0] = sk->dst_ip6[0];
 	w[1] = sk->dst_ip6[1];
 	w[2] = sk->dst_ip6[2];
 	w[3] = sk->dst_ip6[3];
-	return !(w[0] | w[1] | w[2] | w[3]) || ip_is_proxy_address(w);
+	return ip_is_proxy_address(w);
 }
 
 /* Client end: the handshake is over, and what was changed for it is as it was. */
@@ -182,11 +187,11 @@ static __always_inline void client_closed(struct bpf_sock_ops *ctx)
 		connect_timeout_take_back(ctx, rec);
 		reuseaddr_take_back(ctx, rec);
 	}
+	congestion_take_back(ctx, rec);
 	port_free(rec, cookie);
+	/* From here on it may be freed, and be another's. */
 	if (record_reach(rec, TP_REACHED_CLOSED) & TP_REACHED_RELEASED)
 		record_free(cookie);
-	else
-		congestion_take_back(ctx, rec);
 }
 
 /* Nobody has the client's socket open any more; its connection may still be ending. */

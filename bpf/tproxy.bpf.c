@@ -5,10 +5,10 @@
  * - connect4/6 decides what happens to a connect() (connect.bpf.h). A redirected one leaves a
  * record in map_socks under the client's socket cookie.
  * - sockops, at the client's end: TCP_CONNECT, when the port is known and the SYN unsent, ties the
- *   port to the cookie in map_ports; STATE -> CLOSE frees both entries. At the accepted end, known
+ *   port to the cookie in map_ports; STATE -> CLOSE frees the port. At the accepted end, known
  * by the mark cloned from its listener, PASSIVE_ESTABLISHED copies the record to the socket, where
  * it lives as long as the socket does.
- * - sock_release frees the entries of a client that never got as far as TCP_CONNECT.
+ * - sock_release, or the CLOSE that comes after it, frees the record.
  * - getsockopt answers SO_ORIGINAL_DST, on the accepted end.
  * - getpeername answers with the original destination, on the client's end.
  * - getsockname answers with the address and port the server sees, once tproxyd knows it.
@@ -47,7 +47,7 @@ int tp_connect4(struct bpf_sock_addr *ctx)
 	enum verdict verdict;
 	__u16 port = 0;
 
-	if (!cfg)
+	if (!cfg || ctx->user_family != AF_INET) /* another family is refused */
 		return 1;
 	if (!is_tcp(ctx)) {
 		COUNT(not_tcp);
@@ -72,7 +72,7 @@ int tp_connect6(struct bpf_sock_addr *ctx)
 	enum verdict verdict;
 	__u16 port = 0;
 
-	if (!cfg)
+	if (!cfg || ctx->user_family != AF_INET6) /* another family is refused */
 		return 1;
 	if (!is_tcp(ctx)) {
 		COUNT(not_tcp);

@@ -93,9 +93,13 @@ static int handover_sync(struct handover *h)
 	for (size_t i = ARRAY_SIZE(carried); !err && i > 0; i--)
 		if (h->transfer[i - 1].value.size)
 			err = transfer_look(&h->transfer[i - 1], h->f);
-	for (size_t i = 0; !err && i < ARRAY_SIZE(carried); i++)
-		if (h->transfer[i].value.size)
-			err = transfer_apply(&h->transfer[i], h->f);
+	if (err)
+		return err;
+	for (size_t i = 0; i < ARRAY_SIZE(carried); i++) { /* one that is full stops no other */
+		int one = h->transfer[i].value.size ? transfer_apply(&h->transfer[i], h->f) : 0;
+
+		err = err ?: one;
+	}
 	if (err == -E2BIG)
 		return fail(h->f, err,
 			    "there are more connections now than --max-connections would hold; "
@@ -186,13 +190,6 @@ static __u64 boot_time(void)
 	return (__u64)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-/* From now on connections may be the new set's own, if they are not already. */
-static void since_note(const struct set *to)
-{
-	if (to->config && !to->config->since_ns)
-		__atomic_store_n(&to->config->since_ns, boot_time(), __ATOMIC_RELEASE);
-}
-
 /* `same`: of our version, which share the doorman that tproxyd has on its listeners. */
 static int retire(struct handover *h, const struct set *from, const struct set *to)
 {
@@ -206,7 +203,6 @@ static int retire(struct handover *h, const struct set *from, const struct set *
 		err = handover_finish(h);
 	if (!err && to->config)
 		__atomic_store_n(&to->config->enabled, 1, __ATOMIC_RELEASE);
-	since_note(to);
 	if (!err)
 		err = unload_redirecting(from, h->f);
 	programs_wait();
@@ -272,13 +268,12 @@ static int sweep(struct handover *h, const struct set *from, const struct set *t
 {
 	const struct pin *old = set_find(from, PIN_MAP, PIN_MAP_socks, false);
 	const struct pin *new = set_find(to, PIN_MAP, PIN_MAP_socks, false);
-	__u64 since;
+	const __u64 *since = to->config ? &to->config->since_ns : NULL;
 	int err;
 
-	if (!old || !new || old->id > new->id || !to->config || !has_records(&h->transfer[0]))
+	if (!old || !new || old->id > new->id || !since || !has_records(&h->transfer[0]))
 		return 0;
-	since = to->config->since_ns ?: boot_time();
-	err = transfer_sweep(&h->transfer[0], is_copy, &since, h->f);
+	err = transfer_sweep(&h->transfer[0], is_copy, since, h->f);
 	if (!err && h->transfer[1].value.size)
 		err = transfer_sweep(&h->transfer[1], has_no_record, &new->fd, h->f);
 	return err;
@@ -393,10 +388,9 @@ static int take_over(struct handover *h, const struct set *set, const struct obj
 
 	for (size_t i = 0; i < ARRAY_SIZE(carried); i++)
 		fds[i] = object_map_fd(obj, carried[i].map);
+	/* From here on: in other cgroups, and where the old set has no room for a connection. */
 	if (!err && side.config)
-		__atomic_store_n(&side.config->since_ns, 0, __ATOMIC_RELEASE);
-	if (!err && (plan->attach || plan->detach)) /* in other cgroups, from the beginning */
-		since_note(&side);
+		__atomic_store_n(&side.config->since_ns, boot_time(), __ATOMIC_RELEASE);
 	if (!err && plan->keep_maps)
 		err = live_enter(set, &side, TP_LIVE_NEXT, h->f);
 	if (!err)

@@ -108,7 +108,8 @@ int unload_retired(const struct set *set, struct failure *f)
 	if (!set->exists)
 		return 0;
 	links_remove(&rm);
-	others_remove(&rm);
+	if (!rm.err) /* what a link is of is known by the rest */
+		others_remove(&rm);
 	if (!rm.err && !set->foreign && rmdir(set->dir) && errno != ENOENT)
 		rm.err = fail(f, -errno, "cannot remove %s: %m", set->dir);
 	return rm.err;

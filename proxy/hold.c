@@ -396,8 +396,10 @@ int hold_open(struct proxy *p, struct failure *f)
 	err = event_add(sh->epoll, sh->ring, EPOLLIN, event_pack(EVENT_HOLD, 0, 0));
 	if (err)
 		return fail(f, err, "cannot watch the ring buffer: %s", strerror(-err));
-	if (!p->fresh) /* all is in place, and to put it there again would take 10 ms of RCU */
+	if (!p->fresh) { /* all is in place, and to put it there again would take 10 ms of RCU */
+		p->press_ms = p->now_ms + PRESS_MS; /* first come those who are there */
 		return 0;
+	}
 	if (bpf_map_update_elem(p->instance.map[PIN_MAP_rings], &sh->slot, &sh->ring, BPF_ANY))
 		return fail(f, -errno,
 			    "cannot enter the ring buffer in map_rings of instance %s: %m",

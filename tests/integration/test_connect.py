@@ -2,11 +2,13 @@
 """Connections through the hooks and tproxyd: who reaches whom, and what either sees."""
 
 import contextlib
+import ctypes
 import errno
 import os
 import pathlib
 import signal
 import socket
+import struct
 
 from harness import (PROXY_PORT, PROXY_PORTS, Failed, Sandbox, Server, UNPRIVILEGED, banner, case,
                      case_for, echo, free_port, hello, in_netns, line, main, new_netns, redirected,
@@ -322,6 +324,20 @@ def a_port_that_a_stranger_has_is_done_without():
             raise Failed("the stranger got a client")
         except BlockingIOError:
             pass
+
+
+@case
+def an_attempt_that_the_kernel_refuses_leaves_no_record():
+    """The hook has run by then; and the socket has the address of an earlier attempt."""
+    wrong = struct.pack("=H", 0x7777) + struct.pack("!H4s8x", 80, socket.inet_aton("10.77.0.1"))
+    with Sandbox() as box:
+        with box.socket() as client:
+            client.setblocking(True)  # else the error of one attempt is told to the next
+            assert client.connect_ex(("127.0.0.2", 0)) == errno.ECONNREFUSED
+            libc = ctypes.CDLL(None, use_errno=True)
+            assert libc.connect(client.fileno(), wrong, len(wrong)) == -1
+            assert ctypes.get_errno() == errno.EAFNOSUPPORT, ctypes.get_errno()
+        box.wait_no_records()
 
 
 main()

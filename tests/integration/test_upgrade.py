@@ -237,8 +237,7 @@ TO_AND_FRO = {
            for trouble in ("signal=KILL", "error=ENOMEM", "error=EPERM")})
 def trouble_under_load(there, back, words, trouble):
     killed = trouble == "signal=KILL"
-    stale = 10 if killed and VERSION / "tproxy-load" in there else 0
-    with Sandbox(load=words) as box, traffic(box, stale) as load:
+    with Sandbox(load=words) as box, traffic(box, stale=20) as load:
         def command(binary, *options):
             return [binary, "--name", box.name, "--cgroup", box.cgroup, *words, *options]
         run(command(*there))
