@@ -46,13 +46,6 @@ static __always_inline int ip_is_v4(const __u8 ip[16])
 	return w[0] == 0 && w[1] == 0 && w[2] == V4_MAPPED_WORD;
 }
 
-static __always_inline int ip_is_loopback_v6(const __u8 ip[16])
-{
-	const __be32 *w = (const __be32 *)ip;
-
-	return w[0] == 0 && w[1] == 0 && w[2] == 0 && w[3] == bpf_htonl(1);
-}
-
 /* Where redirected connections go: 127.0.0.1, v4-mapped or not, or ::1. */
 static __always_inline int ip_is_proxy_address(const __be32 w[4])
 {

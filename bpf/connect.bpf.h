@@ -359,7 +359,7 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		return VERDICT_PASS;
 	}
 	if ((__u16)(dst->port - cfg->port) < cfg->ports &&
-	    (v4 ? ip_v4(dst->ip) == LOOPBACK_V4 : ip_is_loopback_v6(dst->ip))) {
+	    ip_is_proxy_address((const __be32 *)dst->ip)) {
 		COUNT(to_proxy);
 		return VERDICT_PASS;
 	}

@@ -8,7 +8,8 @@
 /*
  * Removes what is ours of a set and, if it is empty then, its directory. The hooks are switched off
  * first and map_config, by which an instance is known, goes last: a killed run leaves nothing in
- * force and something that the next one finds. Goes on after an error and returns the first.
+ * force and something that the next one finds. Goes on after an error and returns the first; but
+ * while a link is left, so is the rest.
  */
 int unload_set(const struct set *set, struct failure *f);
 

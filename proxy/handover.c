@@ -29,7 +29,8 @@
 #define BACKLOG	    64
 #define GREETING_MS 1000
 #define OFFER_MS    5000
-#define RETRY_MS    20
+#define RETRY_MS    2
+#define PAUSE_MS    20 /* where nobody could be accepted */
 
 static int make_directory(struct failure *f)
 {
@@ -141,7 +142,7 @@ static enum handover_step meet(struct proxy *p, struct handover *h)
 	int fd = accept4(p->shared->control, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
 	if (fd < 0) { /* out of descriptors, or gone again: in either case there is no hurry */
-		poll(NULL, 0, RETRY_MS);
+		poll(NULL, 0, PAUSE_MS);
 		return HANDOVER_NOTHING;
 	}
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &len) ||
