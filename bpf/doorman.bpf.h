@@ -93,35 +93,20 @@ static __always_inline struct tp_record *live_record(const struct tp_port_key *k
 	return socks ? bpf_map_lookup_elem(socks, cookie) : NULL;
 }
 
-/*
- * The record of the client that sent the packet. The client may have been sent to an earlier
- * listener on this port: whose it is now is noted.
- */
-static __always_inline struct tp_record *packet_record(struct __sk_buff *skb,
-						       const struct tp_endpoint *client)
+/* The listener that the packet came to, and under which key its client is known there. */
+static __always_inline struct tp_door *
+packet_door(struct __sk_buff *skb, const struct tp_endpoint *client, struct tp_port_key *ret_key)
 {
 	__u64 listener = bpf_get_socket_cookie(skb);
 	struct tp_door *door = bpf_map_lookup_elem(&map_doors, &listener);
-	struct tp_port_key key;
-	struct tp_record *rec;
 
-	if (!door)
-		return NULL;
-	port_key(&key, door->netns, client, door->proxy_port);
-	rec = live_record(&key, TP_LIVE_PRESENT);
-	if (!rec)
-		rec = live_record(&key, TP_LIVE_NEXT);
-	if (!rec)
-		rec = live_record(&key, TP_LIVE_PREVIOUS);
-	if (rec)
-		rec->slot = door->slot;
-	return rec;
+	if (door)
+		port_key(ret_key, door->netns, client, door->proxy_port);
+	return door;
 }
 
-static __always_inline void *record_ring(const struct tp_record *rec)
+static __always_inline void *proxy_ring(__u32 slot)
 {
-	__u32 slot = rec->slot;
-
 	return bpf_map_lookup_elem(&map_rings, &slot);
 }
 
@@ -132,19 +117,31 @@ static __always_inline void *record_ring(const struct tp_record *rec)
 static __always_inline int granted(struct __sk_buff *skb, __u32 tcp_offset,
 				   const struct tcp_head *tcp, const struct tp_endpoint *client)
 {
-	struct tp_record *rec = packet_record(skb, client);
 	__u32 header = (tcp->offset >> 4) * 4;
+	struct tp_port_key key;
 	struct tp_grant grant;
+	int known = 0;
 
-	/* The socket may have given up and be at another attempt, which this is not for. */
-	if (!rec || rec->seq != bpf_ntohl(tcp->seq) ||
+	if (!packet_door(skb, client, &key) ||
 	    bpf_skb_load_bytes_relative(skb, tcp_offset + header, &grant, sizeof(grant),
 					BPF_HDR_START_NET)) {
 		COUNT(hold_malformed);
 		return PACKET_DROP;
 	}
-	rec->local = grant.local;
-	return tcp->flags & TCP_RST ? PACKET_DROP : header;
+	for (int live = 0; live < TP_LIVE_MAPS; live++) {
+		struct tp_record *rec = live_record(&key, live);
+
+		/* The socket may have given up and be at another attempt, which this is not for. */
+		if (!rec || rec->seq != bpf_ntohl(tcp->seq))
+			continue;
+		rec->local = grant.local;
+		known = 1;
+	}
+	if (known && !(tcp->flags & TCP_RST))
+		return header;
+	if (!known)
+		COUNT(hold_malformed);
+	return PACKET_DROP;
 }
 
 /*
@@ -181,18 +178,30 @@ static __always_inline int ring_share_used(void *ring, const struct tp_record *r
 static __always_inline int hold(struct __sk_buff *skb, __u32 tcp_offset, const struct tcp_head *tcp,
 				const struct tp_endpoint *client)
 {
-	struct tp_record *rec = packet_record(skb, client);
+	struct tp_record *rec = NULL;
 	struct tp_event_syn *event;
+	struct tp_port_key key;
+	struct tp_door *door;
 	void *ring;
 
+	door = packet_door(skb, client, &key);
+	for (int live = 0; door && live < TP_LIVE_MAPS; live++) {
+		struct tp_record *copy = live_record(&key, live);
+
+		if (!copy)
+			continue;
+		/* The client may have been sent to an earlier listener on this port. */
+		copy->slot = door->slot;
+		copy->seq = bpf_ntohl(tcp->seq);
+		rec = rec ?: copy;
+	}
 	if (!rec) {
 		COUNT(hold_unknown);
 		return PACKET_PASS;
 	}
-	ring = record_ring(rec);
+	ring = proxy_ring(rec->slot);
 	if (!ring)
 		return PACKET_PASS; /* tproxyd does not want to hold */
-	rec->seq = bpf_ntohl(tcp->seq);
 	if (ring_share_used(ring, rec))
 		return PACKET_DROP;
 	event = bpf_ringbuf_reserve(ring, sizeof(*event), 0);
@@ -254,12 +263,19 @@ static __always_inline int stray_deliver(struct __sk_buff *skb, const struct tp_
 
 static __always_inline int stray(struct __sk_buff *skb, const struct tp_endpoint *client)
 {
-	struct tp_record *rec = packet_record(skb, client);
-	void *ring = rec ? record_ring(rec) : NULL;
-	__u16 port = rec ? rec->proxy_port : 0;
+	struct tp_record *rec = NULL;
+	struct tp_port_key key;
+	struct tp_door *door;
+	void *ring;
+	__u16 port;
 
+	door = packet_door(skb, client, &key);
+	for (int live = 0; door && !rec && live < TP_LIVE_MAPS; live++)
+		rec = live_record(&key, live);
+	ring = rec ? proxy_ring(door->slot) : NULL;
 	if (!ring)
 		return PACKET_PASS;
+	port = door->proxy_port;
 	if (skb->len <= TP_STRAY_SMALL) /* the size of a reservation has to be a constant */
 		return stray_deliver(skb, client, port, ring, TP_STRAY_SMALL);
 	if (skb->len <= TP_STRAY_MEDIUM)
@@ -298,7 +314,7 @@ static __always_inline void hold_gone(const struct tp_record *rec, __u64 cookie)
 	struct tp_event_gone *event;
 	void *ring;
 
-	ring = record_ring(rec);
+	ring = proxy_ring(rec->slot);
 	if (!ring)
 		return;
 	event = bpf_ringbuf_reserve(ring, sizeof(*event), 0);

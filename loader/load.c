@@ -93,8 +93,8 @@ int load_attach(struct undo *u, const struct object *obj, const struct cgroups *
 	char dir[PATH_MAX], path[PATH_MAX + 80], file[64];
 
 	instance_dir(name, PIN_NEW_SUFFIX, dir);
-	for (size_t c = 0; c < cgs->count; c++)
-		for (int i = 0; i < PIN_HOOK_COUNT; i++) {
+	for (int i = 0; i < PIN_HOOK_COUNT; i++)
+		for (size_t c = 0; c < cgs->count; c++) {
 			enum pin_prog prog = set_attach_order[i];
 			int err;
 

@@ -101,8 +101,8 @@ static int links_add(struct upgrade *up)
 {
 	char path[PATH_MAX], file[64];
 
-	for (size_t c = 0; c < up->cgs->count; c++)
-		for (int i = 0; i < PIN_HOOK_COUNT; i++) {
+	for (int i = 0; i < PIN_HOOK_COUNT; i++)
+		for (size_t c = 0; c < up->cgs->count; c++) {
 			enum pin_prog prog = set_attach_order[i];
 			const struct cgroup *cg = &up->cgs->items[c];
 			int prog_fd, err;

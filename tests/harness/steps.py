@@ -16,20 +16,25 @@ CHANGING_BPF = re.compile(
     r"BPF_(OBJ_PIN|LINK_(CREATE|UPDATE|DETACH)|PROG_ATTACH|MAP_(UPDATE|DELETE)_ELEM)")
 
 
-def stop_points(command):
-    """(call, its number) of each changing call of an undisturbed run."""
+def traced(command):
+    """Such calls of an undisturbed run, as strace writes them."""
     with tmpdir() as directory:
         log = directory / "strace"
         run(["strace", "-qq", "-o", log, "-e", f"trace={CALLS}", *command])
-        points, counts, changed = [], {}, False
-        for text in log.read_text().splitlines():
-            call = text.partition("(")[0]
-            counts[call] = counts.get(call, 0) + 1
-            changes = CHANGING_BPF.search(text) if call == "bpf" else call not in ("munmap",)
-            changed = changed or bool(changes)
-            # A store into map_config's mapping is no call; it lies before an unmapping.
-            if changes or (call == "munmap" and changed):
-                points.append((call, counts[call]))
+        return log.read_text().splitlines()
+
+
+def stop_points(command):
+    """(call, its number) of each changing call of an undisturbed run."""
+    points, counts, changed = [], {}, False
+    for text in traced(command):
+        call = text.partition("(")[0]
+        counts[call] = counts.get(call, 0) + 1
+        changes = CHANGING_BPF.search(text) if call == "bpf" else call not in ("munmap",)
+        changed = changed or bool(changes)
+        # A store into map_config's mapping is no call; it lies before an unmapping.
+        if changes or (call == "munmap" and changed):
+            points.append((call, counts[call]))
     return points
 
 

@@ -4,9 +4,11 @@ tproxy-load killed before each call that changes anything: the old set, the new 
 force then, and the next run repairs what is left. STEPS of them a case (harness/steps.py).
 """
 
+import re
+
 from harness import LOAD, Sandbox, Server, banner, case_for, line, main, redirected
 from harness.pins import assert_nothing, assert_whole, attached, pretend_another_build
-from harness.steps import kill_at, some, stop_points
+from harness.steps import kill_at, some, stop_points, traced
 
 
 def assert_traffic(box, server, ways):
@@ -67,13 +69,24 @@ def cgroup_options(box, names):
 
 
 SCENARIOS = {
-    "first load": Scenario(None, [], ways=DIRECT),
+    "first load": Scenario(None, [], cgroups=("clients", "proxy"), ways=DIRECT),
     "upgrade": Scenario(([""], []), [], change=pretend_another_build),
     "resize": Scenario(([""], ["--max-connections", "100"]), ["--max-connections", "200"]),
     "policy": Scenario(([""], ["--on-proxy-down", "refuse"]), []),
     "other cgroups": Scenario((["clients", "proxy"], []), []),
+    "inner cgroups": Scenario(([""], []), [], cgroups=("clients", "proxy")),
     "unload": Scenario(([""], []), ["--unload"], ways=EITHER),
 }
+
+
+@case_for({name: (SCENARIOS[name],) for name in ("first load", "inner cgroups")})
+def what_redirects_is_attached_last(scenario):
+    """On every cgroup: a client's connection needs the programs on the proxy's."""
+    with Sandbox(load=None) as box:
+        scenario.prepare(box)
+        created = [text for text in traced(scenario.command(box)) if "BPF_LINK_CREATE" in text]
+        connects = [bool(re.search("attach_type=BPF_CGROUP_INET[46]_CONNECT", text)) for text in created]
+        assert any(connects) and connects == sorted(connects), created
 
 
 @case_for({f"{name}, then {then}": (scenario, then)
