@@ -36,12 +36,13 @@ def redirected(client):
     raise Failed("the socket is in no table of this namespace")
 
 
-def _holds_sockets(pid):
-    """Whether a process still runs: a zombie has no descriptors any more."""
+def _has_ended(pid):
+    """A zombie has closed what it had open; before that, /proc/PID/fd is empty for an instant."""
     try:
-        return bool(os.listdir(f"/proc/{pid}/fd"))
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return True
+    return stat.rpartition(")")[2].split()[0] in "ZX"
 
 
 class Proxy:
@@ -144,7 +145,7 @@ class Proxy:
                 worker = self.worker
                 os.kill(worker, how)
                 self.process.send_signal(how)
-                wait_for(lambda: not _holds_sockets(worker), "the worker to end")
+                wait_for(lambda: _has_ended(worker), "the worker to end")
             else:
                 self.process.send_signal(how)
         return self.wait_exit()

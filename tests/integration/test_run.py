@@ -112,6 +112,7 @@ def json_reports_the_end():
     with Server("10.77.0.1", hello) as server:
         done = tproxy_run("curl", "-sS", f"http://10.77.0.1:{server.port}/",
                           options=["--json", "--log", "/dev/null"])
+        assert done.returncode == 0, done
         report = json.loads(done.stderr)
         assert report["exit_code"] == 0 and report["proxy_died"] is False, report
         assert report["counters"]["redirected"] == 1, report
