@@ -42,7 +42,8 @@ only, and a machine with other work to do, or steal time, makes all of them unce
 
 Server and clients are the same on all paths, and so are `ip_local_port_range` (10000 to 65535) and
 `tcp_tw_reuse` (1). The address of the server, 10.77.0.1, is on the loopback device. tproxyd runs
-with its defaults, but without a log line for each session, as the others do.
+with its defaults, but without a log line for each session, as the others do, and lets one user have
+all sessions.
 
 ## The machine
 

@@ -14,7 +14,7 @@ import socket
 import subprocess
 
 from harness import system
-from harness.sandbox import LAUNCHER, Sandbox
+from harness.sandbox import LAUNCHER, NO_SHARES, Sandbox
 
 from . import machine
 
@@ -222,7 +222,7 @@ class Tproxy(World):
     options = ("--hold", "on")
 
     def make_cgroups(self):
-        self.box = Sandbox(proxy=("--log-sessions", "no", *self.options))
+        self.box = Sandbox(proxy=("--log-sessions", "no", *NO_SHARES, *self.options))
         self._stack.enter_context(self.box)
         self.clients, self.proxy = self.box.clients, self.box.servers
 
