@@ -56,8 +56,8 @@ struct tp_record {
 	__u32 seq;		    /* of the held SYN: which attempt of this socket is meant */
 	__u16 proxy_port;	    /* listener port the client was sent to, host order */
 	__u8 slot;		    /* of its tproxyd in tp_config.proxies, or TP_NO_SLOT */
-	__u8 flags;		    /* TP_RECORD_..., written in the client's context only */
-	__u32 reached;		    /* TP_REACHED_... */
+	__u8 flags;    /* TP_RECORD_...; programs write it in the client's context only */
+	__u32 reached; /* TP_REACHED_... */
 };
 
 #define TP_RECORD_BOUND_ADDR 1 /* the client had chosen src.ip with bind() */
@@ -66,6 +66,7 @@ struct tp_record {
 	4 /* the hook has set SO_REUSEADDR on the client, for the upstream's bind() */
 #define TP_RECORD_TIMEOUT_LENT	  8  /* sockops has set TCP_USER_TIMEOUT on the client */
 #define TP_RECORD_CONGESTION_LENT 16 /* the client runs another congestion control than its own */
+#define TP_RECORD_COPIED	  32 /* by tproxy-load, from the maps of an earlier generation */
 
 /*
  * Each is added once, atomically, as it may happen on any CPU: whoever then finds both CLOSED and
@@ -252,7 +253,6 @@ struct tp_config {
 	__u32 grant;   /* SO_MARK of SYNs that the doorman lets pass; random, made by the loader */
 	__u64 build;   /* identifies the BPF object that is loaded */
 	__u64 loaded_ns; /* CLOCK_REALTIME of the last load */
-	__u64 since_ns;	 /* CLOCK_BOOTTIME: older records were copied from an earlier generation */
 	char name[TP_NAME_LEN];
 	struct tp_proxy proxies[TP_MAX_PROXIES];
 };
@@ -343,7 +343,7 @@ _Static_assert(sizeof(struct tp_event_syn) == 208, "tp_event_syn");
 _Static_assert(sizeof(struct tp_event_gone) == 16, "tp_event_gone");
 _Static_assert(offsetof(struct tp_event_stray, segment) == 32, "tp_event_stray");
 _Static_assert(sizeof(struct tp_proxy) == 24, "tp_proxy");
-_Static_assert(sizeof(struct tp_config) == 272, "tp_config");
+_Static_assert(sizeof(struct tp_config) == 264, "tp_config");
 _Static_assert(sizeof(struct tp_failed) == 16, "tp_failed");
 _Static_assert(sizeof(struct tp_window) == 16, "tp_window");
 

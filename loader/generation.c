@@ -19,7 +19,6 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include <time.h>
 
 #include "access.h"
 #include "load.h"
@@ -78,9 +77,12 @@ static int handover_open(struct handover *h, const struct set *from,
 		if (err)
 			return err;
 	}
-	if (has_records(&h->transfer[0])) { /* a socket may connect again */
+	if (has_records(&h->transfer[0])) {
+		/* A socket may connect again: that is another connection, and no copy. */
 		h->transfer[0].id_at = offsetof(struct tp_record, start_ns);
 		h->transfer[0].id_size = sizeof(__u64);
+		h->transfer[0].flag_at = offsetof(struct tp_record, flags);
+		h->transfer[0].flag = TP_RECORD_COPIED;
 	}
 	return 0;
 }
@@ -182,14 +184,6 @@ static void live_leave(const struct set *to, __u32 index)
 	}
 }
 
-static __u64 boot_time(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_BOOTTIME, &now);
-	return (__u64)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
 /* `same`: of our version, which share the doorman that tproxyd has on its listeners. */
 static int retire(struct handover *h, const struct set *from, const struct set *to)
 {
@@ -247,9 +241,9 @@ static bool has_copies_only(const struct set *from, const struct set *to)
 static bool is_copy(const void *value, const void *context)
 {
 	const struct tp_record *rec = value;
-	const __u64 *since = context;
 
-	return rec->start_ns < *since;
+	(void)context;
+	return rec->flags & TP_RECORD_COPIED;
 }
 
 static bool has_no_record(const void *value, const void *context)
@@ -261,19 +255,18 @@ static bool has_no_record(const void *value, const void *context)
 }
 
 /*
- * An earlier run may have copied entries and not lived to hear of their end. What its successor has
- * from before connections were its own, and the old set has no more, has ended.
+ * An earlier run may have copied entries and not lived to hear of their end. What the successor has
+ * from the old set, and that has no more, has ended.
  */
 static int sweep(struct handover *h, const struct set *from, const struct set *to)
 {
 	const struct pin *old = set_find(from, PIN_MAP, PIN_MAP_socks, false);
 	const struct pin *new = set_find(to, PIN_MAP, PIN_MAP_socks, false);
-	const __u64 *since = to->config ? &to->config->since_ns : NULL;
 	int err;
 
-	if (!old || !new || old->id > new->id || !since || !has_records(&h->transfer[0]))
+	if (!old || !new || old->id > new->id || !has_records(&h->transfer[0]))
 		return 0;
-	err = transfer_sweep(&h->transfer[0], is_copy, since, h->f);
+	err = transfer_sweep(&h->transfer[0], is_copy, NULL, h->f);
 	if (!err && h->transfer[1].value.size)
 		err = transfer_sweep(&h->transfer[1], has_no_record, &new->fd, h->f);
 	return err;
@@ -388,9 +381,6 @@ static int take_over(struct handover *h, const struct set *set, const struct obj
 
 	for (size_t i = 0; i < ARRAY_SIZE(carried); i++)
 		fds[i] = object_map_fd(obj, carried[i].map);
-	/* From here on: in other cgroups, and where the old set has no room for a connection. */
-	if (!err && side.config)
-		__atomic_store_n(&side.config->since_ns, boot_time(), __ATOMIC_RELEASE);
 	if (!err && plan->keep_maps)
 		err = live_enter(set, &side, TP_LIVE_NEXT, h->f);
 	if (!err)

@@ -44,6 +44,7 @@ static int snapshot_add(struct snapshot *s, const struct transfer *t, const unsi
 
 		convert(&t->key, keys + (size_t)i * t->from_key_size, to);
 		convert(&t->value, values + (size_t)i * t->from_value_size, to + t->key_size);
+		to[t->key_size + t->flag_at] |= t->flag;
 		memcpy(to + t->key_size + t->value_size, keys + (size_t)i * t->from_key_size,
 		       t->from_key_size);
 	}

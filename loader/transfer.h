@@ -29,6 +29,8 @@ struct transfer {
 	struct converter key;
 	struct converter value;
 	size_t id_at, id_size; /* what of a value tells an entry from a later one of its key */
+	size_t flag_at;	       /* byte of a value in which each copy gets: */
+	unsigned char flag;    /* 0: nothing */
 	struct snapshot last;  /* what `from` held when it was last applied */
 	struct snapshot now;
 };
@@ -42,7 +44,7 @@ void transfer_free(struct transfer *t);
 
 /*
  * Removes entries that `to` has and `from` has not, if `stale` says so of their values: copies that
- * an earlier run made and could not remove. Before the first apply.
+ * an earlier run made and did not live to remove. Before the first apply.
  */
 int transfer_sweep(struct transfer *t, bool (*stale)(const void *value, const void *context),
 		   const void *context, struct failure *f);

@@ -227,17 +227,17 @@ def settings_under_load():
 
 
 TO_AND_FRO = {
-    "another build": ([BUILD / "tproxy-load"], [LOAD], REFUSE),
-    "another size": ([LOAD, "--max-connections", "1000"], [LOAD], REFUSE),
-    "another version": ([VERSION / "tproxy-load"], [LOAD], ()),
+    "another build": ([BUILD / "tproxy-load"], [LOAD], REFUSE, 0),
+    "another size": ([LOAD, "--max-connections", "1000"], [LOAD], REFUSE, 0),
+    "another version": ([VERSION / "tproxy-load"], [LOAD], (), 20),
 }
 
 
 @case_for({f"{name}, {trouble}": (*commands, trouble) for name, commands in TO_AND_FRO.items()
            for trouble in ("signal=KILL", "error=ENOMEM", "error=EPERM")})
-def trouble_under_load(there, back, words, trouble):
+def trouble_under_load(there, back, words, stale, trouble):
     killed = trouble == "signal=KILL"
-    with Sandbox(load=words) as box, traffic(box, stale=20) as load:
+    with Sandbox(load=words) as box, traffic(box, stale if killed else 0) as load:
         def command(binary, *options):
             return [binary, "--name", box.name, "--cgroup", box.cgroup, *words, *options]
         run(command(*there))
