@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "endpoint.h"
+#include "escape.h"
 #include "log.h"
 
 #define LINE_MAX_LEN 512
@@ -24,22 +25,6 @@ static const char *const end_names[] = {
 	[END_HALF_CLOSED] = "half-closed-timeout",
 };
 
-const char *sessionlog_escape(const char *text, size_t len, char *out)
-{
-	char *o = out;
-
-	for (size_t i = 0; i < len && text[i]; i++) {
-		unsigned char c = text[i];
-
-		if (c < 0x20 || c >= 0x7f || c == '"' || c == '\\')
-			o += sprintf(o, "\\x%02x", c);
-		else
-			*o++ = c;
-	}
-	*o = 0;
-	return out;
-}
-
 size_t sessionlog_format(const struct session *s, uint64_t now_ms, char *buf, size_t size)
 {
 	char dst[ENDPOINT_STRLEN], src[ENDPOINT_STRLEN], comm[4 * TP_COMM_LEN + 1];
@@ -54,7 +39,7 @@ size_t sessionlog_format(const struct session *s, uint64_t now_ms, char *buf, si
 		buf, size,
 		"session dst=%s src=%s pid=%u comm=\"%s\" uid=%u up=%llu down=%llu ms=%llu end=%s",
 		endpoint_format(&c->dst, dst), endpoint_format(&c->src, src), c->pid,
-		sessionlog_escape(c->comm, sizeof(c->comm), comm), c->uid,
+		escape(c->comm, sizeof(c->comm), "\"\\", comm), c->uid,
 		(unsigned long long)s->dir[CLIENT].bytes,
 		(unsigned long long)s->dir[UPSTREAM].bytes,
 		(unsigned long long)(now_ms - s->start_ms), end);

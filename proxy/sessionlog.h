@@ -8,10 +8,6 @@
 void sessionlog_add(const struct session *s, uint64_t now_ms);
 void sessionlog_flush(void);
 
-/* Writes a process name with quotes, backslashes and unprintable bytes as \xNN: it is the peer's to
- * choose. `out` must hold 4 * len + 1 bytes. Returns out. */
-const char *sessionlog_escape(const char *text, size_t len, char *out);
-
 /* The line without priority or newline. Returns its length, at most size - 1. */
 size_t sessionlog_format(const struct session *s, uint64_t now_ms, char *buf, size_t size);
 

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "lib/escape.h"
 #include "lib/log.h"
 #include "lib/util.h"
 
@@ -24,29 +25,17 @@ json_t *tree_array(void)
 	return checked(json_array());
 }
 
-/* All but printable ASCII as \xNN, and a backslash too where that shall be unambiguous. */
-static json_t *escaped(const char *text, int backslash)
+static json_t *escaped(const char *text, const char *also)
 {
-	char *out _cleanup_free_ = malloc(4 * strlen(text) + 1);
-	size_t used = 0;
+	size_t len = strlen(text);
+	char *out _cleanup_free_ = malloc(4 * len + 1);
 
-	if (!out)
-		return checked(NULL);
-	for (; *text; text++) {
-		unsigned char c = *text;
-
-		if (c < 0x20 || c >= 0x7f || (c == '\\' && backslash))
-			used += sprintf(out + used, "\\x%02x", c);
-		else
-			out[used++] = c;
-	}
-	out[used] = 0;
-	return checked(json_string(out));
+	return checked(out ? json_string(escape(text, len, also, out)) : NULL);
 }
 
 json_t *tree_string(const char *text)
 {
-	return json_string(text) ?: escaped(text, 1); /* JSON has no way to hold other than UTF-8 */
+	return json_string(text) ?: escaped(text, "\\"); /* JSON has no way to hold other than UTF-8 */
 }
 
 json_t *tree_number(uint64_t value)
@@ -112,7 +101,7 @@ static json_t *printable(json_t *tree)
 
 	switch (json_typeof(tree)) {
 	case JSON_STRING:
-		return escaped(json_string_value(tree), 0);
+		return escaped(json_string_value(tree), "");
 	case JSON_ARRAY:
 		copy = tree_array();
 		json_array_foreach (tree, i, value)

@@ -9,6 +9,7 @@
 #include "../../proxy/pipes.h"
 #include "../../proxy/sessionlog.h"
 #include "../../proxy/table.h"
+#include "escape.h"
 
 #define SLOTS 4
 
@@ -199,7 +200,7 @@ static void assert_escaped(const char *text, size_t len, const char *want)
 {
 	char out[4 * 32 + 1];
 
-	assert_string_equal(sessionlog_escape(text, len, out), want);
+	assert_string_equal(escape(text, len, "\"\\", out), want);
 }
 
 static void test_escape(void **state)
@@ -213,6 +214,7 @@ static void test_escape(void **state)
 	assert_escaped("\xc3\xbc\x7f", 16, "\\xc3\\xbc\\x7f");
 	assert_escaped("0123456789abcdef-", 16, "0123456789abcdef"); /* comm without a NUL */
 	assert_escaped("", 16, "");
+	assert_string_equal(escape("a\\\"\n", 16, "", (char[17]){0}), "a\\\"\\x0a");
 }
 
 int main(void)
