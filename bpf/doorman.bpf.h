@@ -84,13 +84,15 @@ static __always_inline int syn_copy(struct __sk_buff *skb, __u32 tcp_offset,
 					   BPF_HDR_START_NET);
 }
 
+/* A port that was copied as it came to be another client's may still lead to the one before. */
 static __always_inline struct tp_record *live_record(const struct tp_port_key *key, __u32 live)
 {
 	void *ports = bpf_map_lookup_elem(&map_live_ports, &live);
 	__u64 *cookie = ports ? bpf_map_lookup_elem(ports, key) : NULL;
 	void *socks = cookie ? bpf_map_lookup_elem(&map_live_socks, &live) : NULL;
+	struct tp_record *rec = socks ? bpf_map_lookup_elem(socks, cookie) : NULL;
 
-	return socks ? bpf_map_lookup_elem(socks, cookie) : NULL;
+	return rec && !(rec->reached & TP_REACHED_CLOSED) ? rec : NULL;
 }
 
 /* The listener that the packet came to, and under which key its client is known there. */

@@ -150,10 +150,10 @@ static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
 			  ctx->local_ip6[3]);
 	}
 	rec->src = src;
+	connect_timeout_set(ctx, rec);
 	port_key(&key, rec->netns, &src, rec->proxy_port);
 	if (bpf_map_update_elem(&map_ports, &key, &cookie, BPF_ANY))
 		COUNT(no_port_space);
-	connect_timeout_set(ctx, rec);
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
 }
 
@@ -215,7 +215,8 @@ static __always_inline void client_released(struct bpf_sock *sk)
 	record_free(cookie);
 }
 
-/* Accepted end, before accept() can return it. */
+/* Accepted end, before accept() can return it. Of two generations either may know the client, or
+ * both. */
 static __always_inline void proxy_accepted(struct bpf_sock_ops *ctx)
 {
 	struct tp_endpoint peer = {};
@@ -228,7 +229,8 @@ static __always_inline void proxy_accepted(struct bpf_sock_ops *ctx)
 	if (!sk)
 		return;
 	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
-	if (!mark || (mark->role != TP_ROLE_LISTENER && mark->role != TP_ROLE_LEAVING))
+	if (!mark || (mark->role != TP_ROLE_LISTENER && mark->role != TP_ROLE_LEAVING &&
+		      mark->role != TP_ROLE_ACCEPTED))
 		return;
 	if (ctx->family == AF_INET) {
 		ip_set_v4(peer.ip, ctx->remote_ip4);
@@ -241,13 +243,16 @@ static __always_inline void proxy_accepted(struct bpf_sock_ops *ctx)
 	port_key(&key, mark->netns, &peer, ctx->local_port);
 	cookie = bpf_map_lookup_elem(&map_ports, &key);
 	rec = cookie ? bpf_map_lookup_elem(&map_socks, cookie) : NULL;
+	if (rec)
+		record_reach(rec, TP_REACHED_ACCEPTED);
+	if (mark->role == TP_ROLE_ACCEPTED)
+		return;
 	if (!rec) {
 		COUNT(accepted_unknown);
 		return;
 	}
 	mark->client = *rec;
 	mark->role = TP_ROLE_ACCEPTED;
-	record_reach(rec, TP_REACHED_ACCEPTED);
 	COUNT(accepted);
 }
 

@@ -42,6 +42,8 @@ static const struct {
 
 struct handover {
 	struct transfer transfer[ARRAY_SIZE(carried)]; /* one that was not opened does nothing */
+	bool ours;	  /* the records that it makes are of our version */
+	int from_records; /* fd, borrowed */
 	struct failure *f;
 };
 
@@ -53,10 +55,29 @@ static void handover_close(struct handover *h)
 
 #define _cleanup_handover_ _cleanup_(handover_close)
 
-/* Whether it is to our version. */
-static bool has_records(const struct transfer *t)
+static bool is_copy(const void *value, const void *context)
 {
-	return t->value_size == sizeof(struct tp_record);
+	const struct tp_record *rec = value;
+
+	(void)context;
+	return rec->flags & TP_RECORD_COPIED;
+}
+
+/* Of a port. */
+static bool has_copy(const void *value, const void *context)
+{
+	const int *records = context;
+	struct tp_record rec;
+
+	return bpf_map_lookup_elem(*records, value, &rec) || is_copy(&rec, NULL);
+}
+
+static bool has_no_record(const void *value, const void *context)
+{
+	const int *records = context;
+	struct tp_record rec;
+
+	return bpf_map_lookup_elem(*records, value, &rec) && errno == ENOENT;
 }
 
 /*
@@ -66,8 +87,12 @@ static bool has_records(const struct transfer *t)
 static int handover_open(struct handover *h, const struct set *from,
 			 const int to[ARRAY_SIZE(carried)])
 {
-	if (!set_find(from, PIN_MAP, PIN_MAP_socks, false))
+	struct transfer *records = &h->transfer[0];
+
+	if (!set_find(from, PIN_MAP, PIN_MAP_socks, false)) {
+		h->ours = false;
 		return 0;
+	}
 	for (size_t i = 0; i < ARRAY_SIZE(carried); i++) {
 		const struct pin *old = set_find(from, PIN_MAP, carried[i].map, false);
 		int err = 0;
@@ -77,14 +102,27 @@ static int handover_open(struct handover *h, const struct set *from,
 		if (err)
 			return err;
 	}
-	if (has_records(&h->transfer[0])) {
-		/* A socket may connect again: that is another connection, and no copy. */
-		h->transfer[0].id_at = offsetof(struct tp_record, start_ns);
-		h->transfer[0].id_size = sizeof(__u64);
-		h->transfer[0].flag_at = offsetof(struct tp_record, flags);
-		h->transfer[0].flag = TP_RECORD_COPIED;
+	h->ours = h->ours && records->value.size;
+	records->id_size = 0;
+	if (h->ours) { /* a socket may connect again: that is another connection, and no copy */
+		records->id_at = offsetof(struct tp_record, start_ns);
+		records->id_size = sizeof(__u64);
+		records->flag_at = offsetof(struct tp_record, flags);
+		records->flag = TP_RECORD_COPIED;
 	}
 	return 0;
+}
+
+/*
+ * Back to an older set: only what the newer one has of its own. It may have missed the end of what
+ * it had copied.
+ */
+static void handover_back(struct handover *h)
+{
+	h->from_records = h->transfer[0].from;
+	h->transfer[0].stays = is_copy;
+	h->transfer[1].stays = has_copy;
+	h->transfer[1].stays_context = &h->from_records;
 }
 
 /* A port's record is older than the port: none is carried over without. */
@@ -149,7 +187,7 @@ static int held_wait(struct handover *h)
 {
 	int left = HELD_MS, quiet = 0, err = 0;
 
-	if (!has_records(&h->transfer[0]))
+	if (!h->ours)
 		return 0;
 	while (!err && left > 0 && quiet < QUIET_MS) {
 		poll(NULL, 0, LOOK_MS);
@@ -216,75 +254,52 @@ static int retire(struct handover *h, const struct set *from, const struct set *
 	return unload_map(from, PIN_MAP_socks, h->f) ?: unload_retired(from, h->f);
 }
 
-/*
- * A set that never came to be in force, on the same cgroups as the one it was to replace, has
- * copies alone. They may have missed the end of their connections, so they must not find their way
- * back.
- */
-static bool has_copies_only(const struct set *from, const struct set *to)
+/* Ids of maps only grow. A newer one beside the one in force never came to be in force itself. */
+static bool is_newer(const struct set *set, const struct set *than)
 {
-	const struct pin *ours = set_find(from, PIN_MAP, PIN_MAP_socks, false);
-	const struct pin *theirs = set_find(to, PIN_MAP, PIN_MAP_socks, false);
+	const struct pin *a = set_find(set, PIN_MAP, PIN_MAP_socks, false);
+	const struct pin *b = set_find(than, PIN_MAP, PIN_MAP_socks, false);
 
-	if (!ours || !theirs || ours->id < theirs->id) /* ids only grow */
-		return false;
-	for (size_t i = 0; i < from->count; i++) {
-		const struct pin *pin = &from->pins[i];
-
-		if (pin->kind == PIN_LINK && pin->index != PIN_UNKNOWN && pin->link.cgroup_id &&
-		    !set_find_link(to, pin->index, pin->link.cgroup_id))
-			return false;
-	}
-	return true;
-}
-
-static bool is_copy(const void *value, const void *context)
-{
-	const struct tp_record *rec = value;
-
-	(void)context;
-	return rec->flags & TP_RECORD_COPIED;
-}
-
-static bool has_no_record(const void *value, const void *context)
-{
-	const int *socks = context;
-	struct tp_record rec;
-
-	return bpf_map_lookup_elem(*socks, value, &rec) && errno == ENOENT;
+	return a && b && a->id > b->id;
 }
 
 /*
  * An earlier run may have copied entries and not lived to hear of their end. What the successor has
  * from the old set, and that has no more, has ended.
  */
-static int sweep(struct handover *h, const struct set *from, const struct set *to)
+static int sweep(struct handover *h, const struct set *to)
 {
-	const struct pin *old = set_find(from, PIN_MAP, PIN_MAP_socks, false);
-	const struct pin *new = set_find(to, PIN_MAP, PIN_MAP_socks, false);
+	const struct pin *records = set_find(to, PIN_MAP, PIN_MAP_socks, false);
 	int err;
 
-	if (!old || !new || old->id > new->id || !has_records(&h->transfer[0]))
+	if (!h->ours)
 		return 0;
 	err = transfer_sweep(&h->transfer[0], is_copy, NULL, h->f);
 	if (!err && h->transfer[1].value.size)
-		err = transfer_sweep(&h->transfer[1], has_no_record, &new->fd, h->f);
+		err = transfer_sweep(&h->transfer[1], has_no_record, &records->fd, h->f);
 	return err;
 }
 
 int generation_retire(const struct set *from, const struct set *to, struct failure *f)
 {
-	struct handover h _cleanup_handover_ = {.f = f};
+	struct handover h _cleanup_handover_ = {.f = f, .ours = !to->other_abi};
+	bool back = is_newer(from, to);
 	int fds[ARRAY_SIZE(carried)];
+	int err;
 
 	for (size_t i = 0; i < ARRAY_SIZE(carried); i++) {
 		const struct pin *pin = set_find(to, PIN_MAP, carried[i].map, false);
 
 		fds[i] = pin ? pin->fd : -1;
 	}
-	if (has_copies_only(from, to))
+	if (back && from->other_abi) /* not enabled: it has nothing of its own */
 		return retire(&h, from, to);
-	return handover_open(&h, from, fds) ?: sweep(&h, from, to) ?: retire(&h, from, to);
+	err = handover_open(&h, from, fds);
+	if (!err && back)
+		handover_back(&h);
+	else if (!err)
+		err = sweep(&h, to);
+	return err ?: retire(&h, from, to);
 }
 
 /*
@@ -384,11 +399,14 @@ static int take_over(struct handover *h, const struct set *set, const struct obj
 	if (!err && plan->keep_maps)
 		err = live_enter(set, &side, TP_LIVE_NEXT, h->f);
 	if (!err)
-		err = load_attach(&undo, obj, cgs, set->name, h->f);
+		err = load_attach(&undo, obj, cgs, set->name, false, h->f);
 	if (!err)
 		err = handover_open(h, set, fds);
 	if (!err)
 		err = handover_sync(h);
+	/* Knowing which ports are taken: it may be asked for what the old set lets pass. */
+	if (!err)
+		err = load_attach(&undo, obj, cgs, set->name, true, h->f);
 	if (!err)
 		err = access_set_pins(side.dir, group, h->f);
 	return err ?: dirs_exchange(set->name, h->f);
@@ -407,7 +425,7 @@ static void take_back(const struct set *set)
 int generation_change(const struct cgroups *cgs, const struct set *set, struct object *obj,
 		      const struct plan *plan, gid_t group, struct failure *f)
 {
-	struct handover h _cleanup_handover_ = {.f = f};
+	struct handover h _cleanup_handover_ = {.f = f, .ours = true};
 	struct set to _cleanup_set_ = {0}, from _cleanup_set_ = {0};
 	struct undo undo _cleanup_undo_ = {0};
 	int err;

@@ -88,7 +88,7 @@ int load_pin(struct undo *u, const struct object *obj, const char *name, struct 
 }
 
 int load_attach(struct undo *u, const struct object *obj, const struct cgroups *cgs,
-		const char *name, struct failure *f)
+		const char *name, bool redirecting, struct failure *f)
 {
 	char dir[PATH_MAX], path[PATH_MAX + 80], file[64];
 
@@ -98,6 +98,8 @@ int load_attach(struct undo *u, const struct object *obj, const struct cgroups *
 			enum pin_prog prog = set_attach_order[i];
 			int err;
 
+			if (set_prog_redirects(prog) != redirecting)
+				continue;
 			snprintf(path, sizeof(path), "%s/%s", dir,
 				 link_name_format(prog, cgs->items[c].id, file));
 			err = undo_attach(u, object_prog_fd(obj, prog), cgs->items[c].fd,
@@ -125,7 +127,9 @@ static int load_steps(struct undo *u, const struct object *obj, const struct set
 		return fail(f, -errno, "cannot map map_config: %m");
 	err = load_pin(u, obj, name, f);
 	if (!err)
-		err = load_attach(u, obj, cgs, name, f);
+		err = load_attach(u, obj, cgs, name, false, f);
+	if (!err)
+		err = load_attach(u, obj, cgs, name, true, f);
 	if (!err)
 		err = access_set(side, settings->group, f);
 	if (!err)

@@ -16,6 +16,11 @@ const enum pin_prog set_attach_order[PIN_HOOK_COUNT] = {
 	PIN_PROG_getsockname6, PIN_PROG_connect4,     PIN_PROG_connect6,
 };
 
+bool set_prog_redirects(int prog)
+{
+	return prog == PIN_PROG_connect4 || prog == PIN_PROG_connect6;
+}
+
 /* What another version may have that this one does not know: by the prefixes alone. */
 static void name_guess(struct pin *pin, const char *base)
 {

@@ -68,6 +68,7 @@ const char *set_side_path(const struct set *set, const char *file, char buf[PATH
  * redirected connection needs is in place. Detach in the reverse order.
  */
 extern const enum pin_prog set_attach_order[PIN_HOOK_COUNT];
+bool set_prog_redirects(int prog);
 
 #define _cleanup_set_ _cleanup_(set_free)
 

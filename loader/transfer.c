@@ -40,10 +40,14 @@ static int snapshot_add(struct snapshot *s, const struct transfer *t, const unsi
 		s->size = size;
 	}
 	for (__u32 i = 0; i < count; i++) {
-		unsigned char *to = s->entries + s->count++ * entry;
+		const unsigned char *value = values + (size_t)i * t->from_value_size;
+		unsigned char *to = s->entries + s->count * entry;
 
+		if (t->stays && t->stays(value, t->stays_context))
+			continue;
+		s->count++;
 		convert(&t->key, keys + (size_t)i * t->from_key_size, to);
-		convert(&t->value, values + (size_t)i * t->from_value_size, to + t->key_size);
+		convert(&t->value, value, to + t->key_size);
 		to[t->key_size + t->flag_at] |= t->flag;
 		memcpy(to + t->key_size + t->value_size, keys + (size_t)i * t->from_key_size,
 		       t->from_key_size);
@@ -112,9 +116,10 @@ static int entry_delete(const struct transfer *t, const void *key)
  */
 static int entry_gone(const struct transfer *t, const unsigned char *then, unsigned char *buf)
 {
-	const unsigned char *id = then + t->key_size + t->id_at;
+	const unsigned char *value = then + t->key_size;
+	size_t at = t->id_size ? t->id_at : 0, size = t->id_size ?: t->value_size;
 
-	if (bpf_map_lookup_elem(t->to, then, buf) || memcmp(buf + t->id_at, id, t->id_size))
+	if (bpf_map_lookup_elem(t->to, then, buf) || memcmp(buf + at, value + at, size))
 		return 0;
 	return entry_delete(t, then);
 }
@@ -134,18 +139,22 @@ static int entry_new(const struct transfer *t, const unsigned char *now, unsigne
 	return 0;
 }
 
-/* One that could not be brought up to date stays, in `now` too, what it was. */
+/* One that has become another's, or has changed. What could not be brought up to date stays, in
+ * `now` too, what it was. */
 static int entry_kept(const struct transfer *t, const unsigned char *then, unsigned char *now,
 		      unsigned char *buf)
 {
-	int err;
+	size_t id = t->key_size + t->id_at;
+	int err = 0;
 
-	if (!memcmp(then + t->key_size, now + t->key_size, t->value_size) ||
-	    !untouched(t, then, buf) ||
-	    !bpf_map_update_elem(t->to, now, now + t->key_size, BPF_EXIST) || errno == ENOENT)
-		return 0;
-	err = -errno;
-	memcpy(now + t->key_size, then + t->key_size, t->value_size);
+	if (memcmp(then + id, now + id, t->id_size))
+		err = entry_gone(t, then, buf) ?: entry_new(t, now, buf);
+	else if (memcmp(then + t->key_size, now + t->key_size, t->value_size) &&
+		 untouched(t, then, buf) &&
+		 bpf_map_update_elem(t->to, now, now + t->key_size, BPF_EXIST) && errno != ENOENT)
+		err = -errno;
+	if (err)
+		memcpy(now + t->key_size, then + t->key_size, t->value_size);
 	return err;
 }
 

@@ -28,10 +28,14 @@ struct transfer {
 	__u32 value_size;
 	struct converter key;
 	struct converter value;
-	size_t id_at, id_size; /* what of a value tells an entry from a later one of its key */
+	size_t id_at, id_size; /* what of a value tells an entry from a later one of its key;
+				  no size: it is not known */
 	size_t flag_at;	       /* byte of a value in which each copy gets: */
 	unsigned char flag;    /* 0: nothing */
-	struct snapshot last;  /* what `from` held when it was last applied */
+	/* Whether an entry of `from` stays where it is; NULL: none does. */
+	bool (*stays)(const void *value, const void *context);
+	const void *stays_context;
+	struct snapshot last; /* what `from` held when it was last applied */
 	struct snapshot now;
 };
 

@@ -77,8 +77,7 @@ static void others_remove(struct removal *rm)
 static bool redirects(const struct pin *pin)
 {
 	return pin->kind == PIN_LINK &&
-	       (pin->index == PIN_UNKNOWN || pin->index == PIN_PROG_connect4 ||
-		pin->index == PIN_PROG_connect6);
+	       (pin->index == PIN_UNKNOWN || set_prog_redirects(pin->index));
 }
 
 int unload_redirecting(const struct set *set, struct failure *f)

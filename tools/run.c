@@ -117,6 +117,7 @@ static int signals_take(struct run *r, struct failure *f)
 	sigaddset(&blocked, SIGPIPE);
 	sigprocmask(SIG_BLOCK, &blocked, &r->old_mask);
 	r->caller.mask = &r->old_mask;
+	r->caller.quiet = r->settings->quiet;
 	r->caller.signals = signalfd(-1, &wanted, SFD_CLOEXEC | SFD_NONBLOCK);
 	return r->caller.signals < 0 ? fail(f, -errno, "cannot receive signals: %m") : 0;
 }

@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <linux/close_range.h>
 #include <poll.h>
-#include <stdbool.h>
 #include <string.h>
 #include <sys/pidfd.h>
 #include <sys/prctl.h>
@@ -122,8 +121,9 @@ static int output_read(int reader, const struct caller *caller, char *output, si
 		if (!n) { /* from now on it may be stopped, and it has said what it waits for */
 			patience = -1;
 			fds[1].fd = caller->signals;
-			log_notice("waiting for tproxy-load to end%s%.*s", used ? ": " : "",
-				   (int)strcspn(output, "\n"), output);
+			if (!caller->quiet)
+				log_notice("waiting for tproxy-load to end%s%.*s", used ? ": " : "",
+					   (int)strcspn(output, "\n"), output);
 		}
 		if (n > 0 && fds[1].revents)
 			return -EINTR;

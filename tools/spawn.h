@@ -5,6 +5,7 @@
 
 #include <limits.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <sys/types.h>
 
 #include "lib/failure.h"
@@ -47,13 +48,14 @@ char *program_find(const char *name, char buf[PATH_MAX]);
 struct caller {
 	const sigset_t *mask; /* signals to have blocked */
 	int signals;	      /* readable when it shall be stopped; -1: never */
+	bool quiet;	      /* a command that takes long is no news */
 };
 
 /*
  * Runs a command to its end, out of the terminal's reach, and gives the last line that it wrote to
  * stderr back in `output` (of the beginning, as much as fits). One that takes long is reported,
- * with what it has said, and from then on stopped once caller->signals is readable: -EINTR. Returns
- * its exit code, or -errno.
+ * with what it has said (unless quiet), and from then on stopped once caller->signals is readable:
+ * -EINTR. Returns its exit code, or -errno.
  */
 int command_run(char *const *argv, const struct caller *caller, char *output, size_t size,
 		struct failure *f);

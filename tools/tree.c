@@ -35,7 +35,8 @@ static json_t *escaped(const char *text, const char *also)
 
 json_t *tree_string(const char *text)
 {
-	return json_string(text) ?: escaped(text, "\\"); /* JSON has no way to hold other than UTF-8 */
+	return json_string(text)
+		       ?: escaped(text, "\\"); /* JSON has no way to hold other than UTF-8 */
 }
 
 json_t *tree_number(uint64_t value)

@@ -5,10 +5,12 @@ for STEPS, at which a loader meets trouble, see harness/steps.py.
 """
 
 import contextlib
+import errno
 import os
 import random
 import signal
 import socket
+import subprocess
 import threading
 
 from harness import (LOAD, O, PROXY_PORT, Failed, Sandbox, Server, bpftool, case, case_for, free_port, line, main,
@@ -224,6 +226,55 @@ def settings_under_load():
             load.progress()
             load.refused()
             load.check_live()
+
+
+def resized(box):
+    return [LOAD, "--name", box.name, "--cgroup", box.cgroup, "--max-connections", "1000"]
+
+
+def entries(directory):
+    """Of its map_socks, as bpftool prints them."""
+    return bpftool("map", "dump", "pinned", directory / "map_socks")
+
+
+@case
+def a_socket_that_connects_again_meanwhile_keeps_its_names():
+    """The new set has a copy of its attempt that failed when the old hooks redirect the next one."""
+    with Sandbox() as box, Server(HOSTS[0], witness) as server, box.socket() as client:
+        client.settimeout(None)
+        assert client.connect_ex((HOSTS[0], free_port(HOSTS[0]))) == errno.ECONNREFUSED
+        loader = subprocess.Popen(["strace", "-qq", "-o", "/dev/null", "-e", "trace=renameat2", "-e",
+                                   "inject=renameat2:delay_enter=2000000", *resized(box)])
+        side = BPFFS / f"{box.name}~new"
+        wait_for(lambda: (side / "map_socks").exists() and entries(side), "a copy of its record")
+        client.connect(server.address)
+        assert loader.wait() == 0
+        Traffic.check(client, server.address, line(client))
+        assert [record["dst"]["port"] for record in box.records()] == [server.port]
+        client.close()
+        box.wait_no_records()
+
+
+@case
+def copies_of_a_killed_run_go_with_the_next_one():
+    """What the old set has no more is gone, but for what the new one has of its own."""
+    with Sandbox() as box, Server(HOSTS[0], witness) as server:
+        with box.connect(server.address) as client:
+            killed = run_with("signal=KILL", resized(box), ("membarrier", 1))
+            assert killed.returncode in (-9, 137), killed
+            old, new = BPFFS / f"{box.name}~new", box.pins
+            pinned = ["bpftool", "map", "update", "pinned", new / "map_socks"]
+            for number, (entry,) in enumerate((entries(new), entries(old)), 1):
+                cookie = [f"{number:#04x}", *entry["key"][1:]]
+                run([*pinned, "key", *cookie, "value", *entry["value"]])
+            assert len(entries(new)) == 3
+            run(resized(box))
+            assert_whole(box)
+            kept = {entry["key"][0] for entry in entries(new)}
+            assert len(kept) == 2 and "0x01" not in kept and "0x02" in kept, kept
+            run(["bpftool", "map", "delete", "pinned", new / "map_socks", "key", *cookie])
+            Traffic.check(client, server.address, line(client))
+        box.wait_no_records()
 
 
 TO_AND_FRO = {
