@@ -126,7 +126,10 @@ static __always_inline void client_connected(struct bpf_sock_ops *ctx)
 	reuseaddr_take_back(ctx, rec);
 }
 
-/* Client end. What matters is the family of the connection, not of the socket (v4-mapped). */
+/*
+ * Client end. What matters is the family of the connection, not of the socket (v4-mapped). A record
+ * that is over is of an earlier attempt: hooks of another generation have redirected this one.
+ */
 static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
 {
 	struct tp_endpoint src = {};
@@ -140,6 +143,10 @@ static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
 	rec = bpf_map_lookup_elem(&map_socks, &cookie);
 	if (!rec)
 		return;
+	if (rec->reached & TP_REACHED_CLOSED) {
+		record_free(cookie);
+		return;
+	}
 	src.family = rec->dst.family;
 	src.port = ctx->local_port;
 	if (src.family == AF_INET) {
@@ -243,6 +250,8 @@ static __always_inline void proxy_accepted(struct bpf_sock_ops *ctx)
 	port_key(&key, mark->netns, &peer, ctx->local_port);
 	cookie = bpf_map_lookup_elem(&map_ports, &key);
 	rec = cookie ? bpf_map_lookup_elem(&map_socks, cookie) : NULL;
+	if (rec && rec->reached & TP_REACHED_CLOSED)
+		rec = NULL;
 	if (rec)
 		record_reach(rec, TP_REACHED_ACCEPTED);
 	if (mark->role == TP_ROLE_ACCEPTED)

@@ -63,21 +63,15 @@ static bool is_copy(const void *value, const void *context)
 	return rec->flags & TP_RECORD_COPIED;
 }
 
-/* Of a port. */
+/* Of a port: its record is, or has gone. */
 static bool has_copy(const void *value, const void *context)
 {
 	const int *records = context;
 	struct tp_record rec;
 
-	return bpf_map_lookup_elem(*records, value, &rec) || is_copy(&rec, NULL);
-}
-
-static bool has_no_record(const void *value, const void *context)
-{
-	const int *records = context;
-	struct tp_record rec;
-
-	return bpf_map_lookup_elem(*records, value, &rec) && errno == ENOENT;
+	if (bpf_map_lookup_elem(*records, value, &rec))
+		return errno == ENOENT;
+	return is_copy(&rec, NULL);
 }
 
 /*
@@ -265,7 +259,8 @@ static bool is_newer(const struct set *set, const struct set *than)
 
 /*
  * An earlier run may have copied entries and not lived to hear of their end. What the successor has
- * from the old set, and that has no more, has ended.
+ * from the old set, and that has no more, has ended. Not on the way back: there may be copies of
+ * earlier generations.
  */
 static int sweep(struct handover *h, const struct set *to)
 {
@@ -276,7 +271,7 @@ static int sweep(struct handover *h, const struct set *to)
 		return 0;
 	err = transfer_sweep(&h->transfer[0], is_copy, NULL, h->f);
 	if (!err && h->transfer[1].value.size)
-		err = transfer_sweep(&h->transfer[1], has_no_record, &records->fd, h->f);
+		err = transfer_sweep(&h->transfer[1], has_copy, &records->fd, h->f);
 	return err;
 }
 
@@ -292,12 +287,14 @@ int generation_retire(const struct set *from, const struct set *to, struct failu
 
 		fds[i] = pin ? pin->fd : -1;
 	}
-	if (back && from->other_abi) /* not enabled: it has nothing of its own */
+	/* Of another version than the one in force it is not enabled, and has nothing of its own.
+	 */
+	if (back && from->other_abi != to->other_abi)
 		return retire(&h, from, to);
 	err = handover_open(&h, from, fds);
-	if (!err && back)
+	if (!err && back && h.ours)
 		handover_back(&h);
-	else if (!err)
+	else if (!err && !back)
 		err = sweep(&h, to);
 	return err ?: retire(&h, from, to);
 }

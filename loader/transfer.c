@@ -139,15 +139,22 @@ static int entry_new(const struct transfer *t, const unsigned char *now, unsigne
 	return 0;
 }
 
+/* Two entries of one key. */
+static bool is_same(const struct transfer *t, const unsigned char *a, const unsigned char *b)
+{
+	size_t id = t->key_size + t->id_at;
+
+	return !memcmp(a + id, b + id, t->id_size);
+}
+
 /* One that has become another's, or has changed. What could not be brought up to date stays, in
  * `now` too, what it was. */
 static int entry_kept(const struct transfer *t, const unsigned char *then, unsigned char *now,
 		      unsigned char *buf)
 {
-	size_t id = t->key_size + t->id_at;
 	int err = 0;
 
-	if (memcmp(then + id, now + id, t->id_size))
+	if (!is_same(t, then, now))
 		err = entry_gone(t, then, buf) ?: entry_new(t, now, buf);
 	else if (memcmp(then + t->key_size, now + t->key_size, t->value_size) &&
 		 untouched(t, then, buf) &&
@@ -213,8 +220,9 @@ int transfer_apply(struct transfer *t, struct failure *f)
 		   : 0;
 }
 
-static bool snapshot_has(const struct snapshot *s, const struct transfer *t,
-			 const unsigned char *key)
+/* NULL: it has none. */
+static const unsigned char *snapshot_find(const struct snapshot *s, const struct transfer *t,
+					  const unsigned char *key)
 {
 	size_t entry = entry_size(t), low = 0, high = s->count;
 
@@ -223,13 +231,13 @@ static bool snapshot_has(const struct snapshot *s, const struct transfer *t,
 		int cmp = memcmp(key, s->entries + middle * entry, t->key_size);
 
 		if (!cmp)
-			return true;
+			return s->entries + middle * entry;
 		if (cmp < 0)
 			high = middle;
 		else
 			low = middle + 1;
 	}
-	return false;
+	return NULL;
 }
 
 int transfer_sweep(struct transfer *t, bool (*stale)(const void *value, const void *context),
@@ -244,11 +252,13 @@ int transfer_sweep(struct transfer *t, bool (*stale)(const void *value, const vo
 	if (err)
 		return err;
 	for (size_t i = 0; i < own.now.count; i++) {
-		const unsigned char *key = own.now.entries + i * entry_size(&own);
+		const unsigned char *entry = own.now.entries + i * entry_size(&own);
+		const unsigned char *there = snapshot_find(&t->now, t, entry);
 
-		if (!snapshot_has(&t->now, t, key) && !bpf_map_lookup_elem(t->to, key, value) &&
-		    stale(value, context))
-			err = entry_delete(t, key) ?: err;
+		if (there && is_same(t, there, entry))
+			continue;
+		if (!bpf_map_lookup_elem(t->to, entry, value) && stale(value, context))
+			err = entry_delete(t, entry) ?: err;
 	}
 	return err ? fail(f, err, "cannot remove a stale entry: %s", strerror(-err)) : 0;
 }

@@ -47,8 +47,8 @@ int transfer_apply(struct transfer *t, struct failure *f);
 void transfer_free(struct transfer *t);
 
 /*
- * Removes entries that `to` has and `from` has not, if `stale` says so of their values: copies that
- * an earlier run made and did not live to remove. Before the first apply.
+ * Removes entries that `to` has and `from` has not, or has another of, if `stale` says so of their
+ * values: copies that an earlier run made and did not live to remove. Before the first apply.
  */
 int transfer_sweep(struct transfer *t, bool (*stale)(const void *value, const void *context),
 		   const void *context, struct failure *f);

@@ -10,6 +10,7 @@
  */
 #include <fcntl.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -183,6 +184,7 @@ int main(int argc, char **argv)
 {
 	struct rlimit limit;
 
+	signal(SIGPIPE, SIG_IGN); /* splice() into a socket raises it */
 	epoll = epoll_create1(EPOLL_CLOEXEC);
 	getrlimit(RLIMIT_NOFILE, &limit);
 	limit.rlim_cur = limit.rlim_max;

@@ -237,42 +237,61 @@ def entries(directory):
     return bpftool("map", "dump", "pinned", directory / "map_socks")
 
 
-@case
-def a_socket_that_connects_again_meanwhile_keeps_its_names():
-    """The new set has a copy of its attempt that failed when the old hooks redirect the next one."""
+# Of the loader: where both sets are complete, and where only the new one redirects.
+EXCHANGE, DETACHED = ("renameat2", 2), ("membarrier", 1)
+
+
+@case_for({"while the old ones redirect": EXCHANGE, "when the new ones redirect": DETACHED})
+def a_socket_that_connects_again_meanwhile_keeps_its_names(call, number):
+    """Both sets know its attempt that failed."""
     with Sandbox() as box, Server(HOSTS[0], witness) as server, box.socket() as client:
         client.settimeout(None)
         assert client.connect_ex((HOSTS[0], free_port(HOSTS[0]))) == errno.ECONNREFUSED
-        loader = subprocess.Popen(["strace", "-qq", "-o", "/dev/null", "-e", "trace=renameat2", "-e",
-                                   "inject=renameat2:delay_enter=2000000", *resized(box)])
+        before = (box.pins / "map_socks").stat().st_ino
+        loader = subprocess.Popen(["strace", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e",
+                                   f"inject={call}:delay_enter=2000000:when={number}", *resized(box)])
         side = BPFFS / f"{box.name}~new"
         wait_for(lambda: (side / "map_socks").exists() and entries(side), "a copy of its record")
+        if call == DETACHED[0]:
+            wait_for(lambda: (box.pins / "map_socks").stat().st_ino != before, "the exchange")
+            wait_for(lambda: not list(side.glob("link_connect4_*")), "the old hooks to go")
         client.connect(server.address)
+        told = line(client)
         assert loader.wait() == 0
-        Traffic.check(client, server.address, line(client))
+        Traffic.check(client, server.address, told)
         assert [record["dst"]["port"] for record in box.records()] == [server.port]
         client.close()
         box.wait_no_records()
 
 
-@case
-def copies_of_a_killed_run_go_with_the_next_one():
+def enter_two(into, marked, unmarked):
+    """Into a map_socks, under cookies 1 and 2, as if a copy and a record of the set's own."""
+    for number, entry in ((1, marked), (2, unmarked)):
+        key = [f"{number:#04x}", *entry["key"][1:]]
+        run(["bpftool", "map", "update", "pinned", into / "map_socks", "key", *key, "value",
+             *entry["value"]])
+
+
+def check_two(box):
+    """The marked one is not there; the other one is, and goes."""
+    found = {entry["key"][0]: entry["key"] for entry in entries(box.pins)}
+    assert len(found) == 2 and "0x01" not in found and "0x02" in found, found
+    run(["bpftool", "map", "delete", "pinned", box.pins / "map_socks", "key", *found["0x02"]])
+
+
+@case_for({"in force": (DETACHED, True), "not in force": (EXCHANGE, False)})
+def copies_of_a_killed_run_go_with_the_next_one(point, in_force):
     """What the old set has no more is gone, but for what the new one has of its own."""
     with Sandbox() as box, Server(HOSTS[0], witness) as server:
         with box.connect(server.address) as client:
-            killed = run_with("signal=KILL", resized(box), ("membarrier", 1))
+            killed = run_with("signal=KILL", resized(box), point)
             assert killed.returncode in (-9, 137), killed
-            old, new = BPFFS / f"{box.name}~new", box.pins
-            pinned = ["bpftool", "map", "update", "pinned", new / "map_socks"]
-            for number, (entry,) in enumerate((entries(new), entries(old)), 1):
-                cookie = [f"{number:#04x}", *entry["key"][1:]]
-                run([*pinned, "key", *cookie, "value", *entry["value"]])
-            assert len(entries(new)) == 3
-            run(resized(box))
+            side = BPFFS / f"{box.name}~new"
+            new, old = (box.pins, side) if in_force else (side, box.pins)
+            enter_two(new, *entries(new), *entries(old))
+            box.load(*(("--max-connections", 1000) if in_force else ()))
             assert_whole(box)
-            kept = {entry["key"][0] for entry in entries(new)}
-            assert len(kept) == 2 and "0x01" not in kept and "0x02" in kept, kept
-            run(["bpftool", "map", "delete", "pinned", new / "map_socks", "key", *cookie])
+            check_two(box)
             Traffic.check(client, server.address, line(client))
         box.wait_no_records()
 
