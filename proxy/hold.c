@@ -259,8 +259,9 @@ static void on_stray(struct proxy *p, const struct tp_event_stray *event, size_t
 {
 	struct packet_flow flow = flow_of(&event->client, event->proxy_port);
 	uint8_t packet[PACKET_MAX + TP_STRAY_MAX];
+	size_t head = offsetof(struct tp_event_stray, segment);
 
-	if (event->len >= 20 && event->len <= size - offsetof(struct tp_event_stray, segment))
+	if (size >= head && event->len >= sizeof(struct tcphdr) && event->len <= size - head)
 		send_packet(p, &flow.listener, packet,
 			    packet_segment(&flow, event->segment, event->len, packet));
 }
