@@ -139,11 +139,11 @@ static __always_inline int granted(struct __sk_buff *skb, __u32 tcp_offset,
 		rec->local = grant.local;
 		known = 1;
 	}
-	if (known && !(tcp->flags & TCP_RST))
-		return header;
-	if (!known)
+	if (!known) {
 		COUNT(hold_malformed);
-	return PACKET_DROP;
+		return PACKET_DROP;
+	}
+	return tcp->flags & TCP_RST ? PACKET_DROP : header;
 }
 
 /*

@@ -42,8 +42,7 @@ static const struct {
 
 struct handover {
 	struct transfer transfer[ARRAY_SIZE(carried)]; /* one that was not opened does nothing */
-	bool ours;	  /* the records that it makes are of our version */
-	int from_records; /* fd, borrowed */
+	bool ours; /* the records that it makes are of our version */
 	struct failure *f;
 };
 
@@ -113,10 +112,9 @@ static int handover_open(struct handover *h, const struct set *from,
  */
 static void handover_back(struct handover *h)
 {
-	h->from_records = h->transfer[0].from;
 	h->transfer[0].stays = is_copy;
 	h->transfer[1].stays = has_copy;
-	h->transfer[1].stays_context = &h->from_records;
+	h->transfer[1].stays_context = &h->transfer[0].from;
 }
 
 /* A port's record is older than the port: none is carried over without. */
@@ -262,16 +260,15 @@ static bool is_newer(const struct set *set, const struct set *than)
  * from the old set, and that has no more, has ended. Not on the way back: there may be copies of
  * earlier generations.
  */
-static int sweep(struct handover *h, const struct set *to)
+static int sweep(struct handover *h)
 {
-	const struct pin *records = set_find(to, PIN_MAP, PIN_MAP_socks, false);
 	int err;
 
 	if (!h->ours)
 		return 0;
 	err = transfer_sweep(&h->transfer[0], is_copy, NULL, h->f);
 	if (!err && h->transfer[1].value.size)
-		err = transfer_sweep(&h->transfer[1], has_copy, &records->fd, h->f);
+		err = transfer_sweep(&h->transfer[1], has_copy, &h->transfer[0].to, h->f);
 	return err;
 }
 
@@ -287,15 +284,14 @@ int generation_retire(const struct set *from, const struct set *to, struct failu
 
 		fds[i] = pin ? pin->fd : -1;
 	}
-	/* Of another version than the one in force it is not enabled, and has nothing of its own.
-	 */
+	/* Of another version than the one in force: not enabled, so it has nothing of its own. */
 	if (back && from->other_abi != to->other_abi)
 		return retire(&h, from, to);
 	err = handover_open(&h, from, fds);
 	if (!err && back && h.ours)
 		handover_back(&h);
 	else if (!err && !back)
-		err = sweep(&h, to);
+		err = sweep(&h);
 	return err ?: retire(&h, from, to);
 }
 

@@ -35,14 +35,6 @@ def worker(box):
     return wait_for(look, "a registered worker")
 
 
-def has_ended(pid):
-    """A process that is not our child may stay a zombie for as long as we run."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
 # --- clients that fail at the first thing that is wrong ----------------------------------------------
 
 class Load:

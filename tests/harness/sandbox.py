@@ -36,15 +36,6 @@ def redirected(client):
     raise Failed("the socket is in no table of this namespace")
 
 
-def _has_ended(pid):
-    """A zombie has closed what it had open; before that, /proc/PID/fd is empty for an instant."""
-    try:
-        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return stat.rpartition(")")[2].split()[0] in "ZX"
-
-
 class Proxy:
     """A running tproxyd. Its messages are in .log()."""
 
@@ -145,7 +136,7 @@ class Proxy:
                 worker = self.worker
                 os.kill(worker, how)
                 self.process.send_signal(how)
-                wait_for(lambda: _has_ended(worker), "the worker to end")
+                wait_for(lambda: system.has_ended(worker), "the worker to end")
             else:
                 self.process.send_signal(how)
         return self.wait_exit()

@@ -38,11 +38,15 @@ def stop_points(command):
     return points
 
 
-def run_with(trouble, command, point):
-    """Runs it with strace's `trouble` (signal=KILL, error=ENOMEM) at a point."""
+def troubled(trouble, command, point):
+    """The command with strace's `trouble` (signal=KILL, error=ENOMEM, delay_enter=US) at a point."""
     call, number = point
-    return run(["strace", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e",
-                f"inject={call}:{trouble}:when={number}", *command], check=False)
+    return ["strace", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e",
+            f"inject={call}:{trouble}:when={number}", *command]
+
+
+def run_with(trouble, command, point):
+    return run(troubled(trouble, command, point), check=False)
 
 
 def kill_at(command, point):

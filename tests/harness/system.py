@@ -81,6 +81,18 @@ def wait_for(condition, what, deadline=DEADLINE):
         time.sleep(0.005)
 
 
+def has_ended(pid):
+    """
+    A process that is not our child may stay a zombie for as long as we run. A zombie has closed what it
+    had open; before that, /proc/PID/fd is empty for an instant.
+    """
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return stat.rpartition(")")[2].split()[0] in "ZX"
+
+
 def bpftool(*words):
     """Runs bpftool and returns what it says, from JSON."""
     return json.loads(run(["bpftool", "-j", *words]).stdout or "null")

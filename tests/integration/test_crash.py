@@ -12,7 +12,8 @@ import threading
 
 from harness import (TPROXYD, Failed, Sandbox, Server, banner, case, case_for, echo, line, main,
                      redirected, refusal, tmpdir, wait_for)
-from harness.load import HERE, children, has_ended, registered, worker
+from harness.load import HERE, children, registered, worker
+from harness.system import has_ended
 
 
 # --- cases ----------------------------------------------------------------------------------------

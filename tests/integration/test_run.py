@@ -11,7 +11,7 @@ import subprocess
 from harness import (TPROXY, UNPRIVILEGED, Server, banner, case, case_for, hello, main, run,
                      wait_for)
 from harness.pins import directories
-from harness.system import cgroup2_root
+from harness.system import cgroup2_root, has_ended
 
 PYTHON_CLIENT = ("import socket, sys; s = socket.create_connection(({!r}, {})); "
                  "print(s.recv(100).decode().strip(), flush=True); sys.stdin.read()")
@@ -45,14 +45,6 @@ def tproxy_run(*command, options=(), stdin=""):
 def client_of(server):
     """A command that connects, says what it got, and lives until its stdin ends."""
     return "/usr/bin/python3", "-c", PYTHON_CLIENT.format(*server.address)
-
-
-def runs(pid):
-    """Whether a process exists and is no zombie: its new parent may not have looked yet."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def comm_of(pid):
@@ -137,7 +129,7 @@ def two_at_once_do_not_meet():
 def processes_left_in_the_background_end_with_it():
     done = tproxy_run("sh", "-c", "sleep 1000 & echo $!")
     assert done.returncode == 0, done
-    assert not runs(done.stdout.strip()), "sleep still runs"
+    assert has_ended(done.stdout.strip()), "sleep still runs"
     assert traces() == []
 
 

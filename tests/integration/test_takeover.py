@@ -19,9 +19,10 @@ import time
 
 from harness import (Sandbox, Server, TPROXYD, UNPRIVILEGED, case, case_for, echo, main, redirected, run,
                      tmpdir, wait_for)
-from harness.load import (HERE, children, has_ended, open_descriptors, registered, under_load,
-                          unexpected_ends, worker)
+from harness.load import (HERE, children, open_descriptors, registered, under_load, unexpected_ends,
+                          worker)
 from harness.pins import pretend_another_abi
+from harness.system import has_ended
 
 TAKEOVERS = int(os.environ.get("TAKEOVERS", "10"))
 SESSIONS = int(os.environ.get("SESSIONS", "500"))

@@ -16,7 +16,7 @@ import threading
 from harness import (LOAD, O, PROXY_PORT, Failed, Sandbox, Server, bpftool, case, case_for, free_port, line, main,
                      run, wait_for)
 from harness.pins import BPFFS, assert_whole, directories
-from harness.steps import run_with, some, stop_points
+from harness.steps import kill_at, run_with, some, stop_points, troubled
 
 UPGRADES = int(os.environ.get("UPGRADES", "10"))
 HOSTS = [f"10.77.0.{n}" for n in range(1, 5)]
@@ -242,17 +242,16 @@ EXCHANGE, DETACHED = ("renameat2", 2), ("membarrier", 1)
 
 
 @case_for({"while the old ones redirect": EXCHANGE, "when the new ones redirect": DETACHED})
-def a_socket_that_connects_again_meanwhile_keeps_its_names(call, number):
+def a_socket_that_connects_again_meanwhile_keeps_its_names(*point):
     """Both sets know its attempt that failed."""
     with Sandbox() as box, Server(HOSTS[0], witness) as server, box.socket() as client:
         client.settimeout(None)
         assert client.connect_ex((HOSTS[0], free_port(HOSTS[0]))) == errno.ECONNREFUSED
         before = (box.pins / "map_socks").stat().st_ino
-        loader = subprocess.Popen(["strace", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e",
-                                   f"inject={call}:delay_enter=2000000:when={number}", *resized(box)])
+        loader = subprocess.Popen(troubled("delay_enter=2000000", resized(box), point))
         side = BPFFS / f"{box.name}~new"
         wait_for(lambda: (side / "map_socks").exists() and entries(side), "a copy of its record")
-        if call == DETACHED[0]:
+        if point == DETACHED:
             wait_for(lambda: (box.pins / "map_socks").stat().st_ino != before, "the exchange")
             wait_for(lambda: not list(side.glob("link_connect4_*")), "the old hooks to go")
         client.connect(server.address)
@@ -284,8 +283,7 @@ def copies_of_a_killed_run_go_with_the_next_one(point, in_force):
     """What the old set has no more is gone, but for what the new one has of its own."""
     with Sandbox() as box, Server(HOSTS[0], witness) as server:
         with box.connect(server.address) as client:
-            killed = run_with("signal=KILL", resized(box), point)
-            assert killed.returncode in (-9, 137), killed
+            kill_at(resized(box), point)
             side = BPFFS / f"{box.name}~new"
             new, old = (box.pins, side) if in_force else (side, box.pins)
             enter_two(new, *entries(new), *entries(old))
