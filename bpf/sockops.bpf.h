@@ -127,9 +127,25 @@ static __always_inline void client_connected(struct bpf_sock_ops *ctx)
 }
 
 /*
- * Client end. What matters is the family of the connection, not of the socket (v4-mapped). A record
- * that is over is of an earlier attempt: hooks of another generation have redirected this one.
+ * Whether a record is of an earlier attempt: hooks of another generation have redirected this one.
+ * That it is over tells, or that those have a later one.
  */
+static __always_inline int is_superseded(const struct tp_record *rec, __u64 *cookie)
+{
+	__u32 previous = TP_LIVE_PREVIOUS, present = TP_LIVE_PRESENT;
+	struct tp_record *other;
+	void *socks;
+
+	if (rec->reached & TP_REACHED_CLOSED)
+		return 1;
+	if (!bpf_map_lookup_elem(&map_live_socks, &previous))
+		return 0;
+	socks = bpf_map_lookup_elem(&map_live_socks, &present);
+	other = socks ? bpf_map_lookup_elem(socks, cookie) : NULL;
+	return other && other->start_ns > rec->start_ns;
+}
+
+/* Client end. What matters is the family of the connection, not of the socket (v4-mapped). */
 static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
 {
 	struct tp_endpoint src = {};
@@ -143,7 +159,7 @@ static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
 	rec = bpf_map_lookup_elem(&map_socks, &cookie);
 	if (!rec)
 		return;
-	if (rec->reached & TP_REACHED_CLOSED) {
+	if (is_superseded(rec, &cookie)) {
 		record_free(cookie);
 		return;
 	}
@@ -194,7 +210,8 @@ static __always_inline void client_closed(struct bpf_sock_ops *ctx)
 		connect_timeout_take_back(ctx, rec);
 		reuseaddr_take_back(ctx, rec);
 	}
-	congestion_take_back(ctx, rec);
+	if (!(rec->reached & TP_REACHED_RELEASED))
+		congestion_take_back(ctx, rec);
 	port_free(rec, cookie);
 	/* From here on it may be freed, and be another's. */
 	if (record_reach(rec, TP_REACHED_CLOSED) & TP_REACHED_RELEASED)

@@ -11,17 +11,13 @@ import struct
 import threading
 
 from .servers import Server, echo, free_port
-from .system import Failed, wait_for
+from .system import Failed, children, wait_for
 
 HERE = "10.77.0.1"
 BULK = 64 << 20
 
 
 # --- the two processes of a tproxyd ---------------------------------------------------------------
-
-def children(pid):
-    return [int(word) for word in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
 
 def registered(box):
     return [proxy["tgid"] for proxy in box.config()["proxies"] if proxy["tgid"]]

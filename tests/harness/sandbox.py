@@ -12,7 +12,7 @@ import tempfile
 
 from . import pins, system
 from .servers import family_of
-from .system import Failed, bpftool, run, wait_for
+from .system import Failed, bpftool, children, run, wait_for
 
 # Accepted first and connected afterwards: a failure can then only be told by a reset.
 UNHELD = ("--hold", "off")
@@ -89,17 +89,16 @@ class Proxy:
     @property
     def worker(self):
         """The process that does the work, and is registered; the other one looks after it."""
-        children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        return int(wait_for(lambda: children.read_text().split(), "a worker")[0])
+        return wait_for(lambda: children(self.pid), "a worker")[0]
 
     def kill_worker(self, but=None):
         """By SIGKILL, if there is one this instant, and it is another than `but`; its pid."""
-        children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        if not children or int(children[0]) == but:
+        found = children(self.pid)
+        if not found or found[0] == but:
             return None
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(children[0]), signal.SIGKILL)
-            return int(children[0])
+            os.kill(found[0], signal.SIGKILL)
+            return found[0]
         return None
 
     def kill_master(self):

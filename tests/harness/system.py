@@ -81,6 +81,11 @@ def wait_for(condition, what, deadline=DEADLINE):
         time.sleep(0.005)
 
 
+def children(pid):
+    """Their pids, oldest first."""
+    return [int(word) for word in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 def has_ended(pid):
     """
     A process that is not our child may stay a zombie for as long as we run. A zombie has closed what it

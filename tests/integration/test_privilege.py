@@ -14,6 +14,7 @@ import subprocess
 
 from harness import (ROOT, TPROXYD, UNPRIVILEGED, Failed, Sandbox, Server, banner, bpftool, case, case_for,
                      echo, free_port, line, main, redirected, run, tmpdir, wait_for)
+from harness.load import children, worker
 from harness.pins import BPFFS, assert_nothing, assert_whole, pretend_another_build, rewrite_config
 from harness.sandbox import LAUNCHER, Proxy
 
@@ -218,19 +219,6 @@ def unprivileged(*words, without=()):
         box._proxies.append(box.proxy)
         box.proxy.wait_ready()
         yield box
-
-
-def worker(box):
-    """The worker that is registered."""
-    def look():
-        found = [proxy["tgid"] for proxy in box.config()["proxies"] if proxy["tgid"]]
-        return found[0] if len(found) == 1 and found == children(box.proxy.pid) else None
-    return wait_for(look, "a registered worker")
-
-
-def children(pid):
-    return [int(word) for word in
-            pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def assert_serves(box, server, client=None):

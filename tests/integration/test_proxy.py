@@ -11,16 +11,14 @@ import time
 
 from harness import (NO_SHARES, UNHELD, Failed, Sandbox, Server, banner, case, case_for, echo, in_netns,
                      line, main, new_netns, redirected, run, silent, wait_for)
+from harness.load import registered
 from harness.pins import pretend_another_abi
+from harness.system import children
 
 
 def ping(client, word=b"ping"):
     client.sendall(word)
     assert client.recv(len(word), socket.MSG_WAITALL) == word
-
-
-def registered(box):
-    return [proxy["tgid"] for proxy in box.config()["proxies"] if proxy["tgid"]]
 
 
 def assert_proxied(box, server):
@@ -51,8 +49,8 @@ def in_a_pid_namespace_it_registers_the_pid_that_the_kernel_sees():
     with Sandbox(proxy=None) as box, Server("10.77.0.1", banner) as server:
         proxy = box.start_proxy(prefix=["unshare", "--pid", "--fork", "--kill-child"])
         master = proxy.worker  # of unshare
-        children = pathlib.Path(f"/proc/{master}/task/{master}/children").read_text().split()
-        assert registered(box) == [int(children[0])], (registered(box), children)
+        found = children(master)
+        assert registered(box) == found[:1], (registered(box), found)
         before = box.counters()
         assert_proxied(box, server)
         after = box.counters()
