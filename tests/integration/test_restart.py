@@ -15,21 +15,22 @@ import time
 
 from harness import (TPROXYD, Sandbox, Stress, case, main, quiet_direct_path, run, tmpdir,
                      wait_for)
+from harness.system import has_ended
 
 RESTARTS = int(os.environ.get("RESTARTS", "30"))
-HEIRS = RESTARTS // 6  # of these, at the end
 CONNECTIONS = int(os.environ.get("CONNECTIONS", "0"))
 UPGRADES = int(os.environ.get("UPGRADES", "5"))
 KILLS = int(os.environ.get("KILLS", "20"))
 MEGABYTES = int(os.environ.get("MEGABYTES", "64"))
 OTHER_BUILD = os.environ.get("OTHER_BUILD")
 
+WORDS = ("--log-sessions", "no")
 ALL_KINDS = {"short": 64, "echo": 100, "half": 20, "late": 4, "bulk": 2, "mb": 64, "pace": 4000}
 
 
 def descriptors(box):
-    """But for pipes, of which some are kept for reuse."""
-    return [kind for kind in box.proxy.descriptors() if kind != "pipe"]
+    """But for pipes, of which some are kept for reuse, and for the log, of which each tproxyd has one."""
+    return [kind for kind in box.proxy.descriptors() if kind != "pipe" and "(deleted)" not in kind]
 
 
 class Restarts:
@@ -37,7 +38,7 @@ class Restarts:
 
     def __init__(self, box, load):
         self.box, self.load = box, load
-        self.gaps = {"kills of the worker": [], "reloads": [], "kills of the master": []}
+        self.gaps = {"kills of the worker": [], "reloads": [], "kills of the master": [], "takeovers": []}
         self.early = 0  # kills that most likely met a worker before it served
 
     def _until_served(self, how, before):
@@ -72,8 +73,24 @@ class Restarts:
         self.box.proxy.kill_master()
         self._until_served("kills of the master", before)
 
+    def take_over(self):
+        """Another tproxyd does, and this one ends."""
+        before = self.box.proxy
+        newcomer = self.box.proxy = self.box.start_proxy(*WORDS, "--takeover", ready=False)
+        wait_for(lambda: before.times_logged("takes over") or newcomer.process.poll(), "its question")
+        self._until_served("takeovers", 0)
+        newcomer.wait_ready()
+        wait_for(lambda: has_ended(before.pid), "the one before to end")
+
     def any(self):
-        random.choice((self.kill, self.reload))()
+        """Half of them by SIGKILL, mostly of the worker. The heir of a master does not reload."""
+        is_heir = self.box.proxy.pid != self.box.proxy.process.pid
+        killed = random.random() < 0.5
+        often, rarely = (self.kill, self.kill_master) if killed else (self.reload, self.take_over)
+        if random.random() < 0.2 or (is_heir and not killed):
+            rarely()
+        else:
+            often()
 
     def count(self):
         return sum(map(len, self.gaps.values()))
@@ -106,12 +123,8 @@ def the_load_itself_is_without_failures():
 
 @case
 def restarts_are_not_noticed():
-    """
-    Half of them by SIGKILL of the worker at random instants, the rest reloads. The last ones are of
-    the master and of its heir's workers: an heir does not reload.
-    """
     quiet_direct_path()
-    with Sandbox(proxy=("--log-sessions", "no")) as box:
+    with Sandbox(proxy=WORDS) as box:
         box.proxy.kill_worker()
         wait_for(lambda: box.proxy.times_served() == 1, "the second worker")
         before = descriptors(box)
@@ -121,10 +134,7 @@ def restarts_are_not_noticed():
                 share = CONNECTIONS * restarts.count() / RESTARTS
                 load.wait(lambda report: report["connections"] >= share, "connections", 300)
                 time.sleep(random.expovariate(1 / 0.05))
-                if restarts.count() < RESTARTS - HEIRS:
-                    restarts.any()
-                else:
-                    random.choice((restarts.kill, restarts.kill_master))()
+                restarts.any()
             load.wait(lambda report: report["connections"] >= CONNECTIONS, "connections", 300)
             report = load.finish()
         print(f"# {restarts.figures()}")
@@ -169,7 +179,7 @@ def long_sessions_outlive_upgrades_and_kills():
     load = {"short": 8, "rate": 50, "echo": 200, "half": 40, "late": 8, "bulk": 1, "mb": MEGABYTES,
             "pace": max(500, int(MEGABYTES * 1024 / seconds))}
     with two_builds() as (binary, swap), Sandbox(proxy=None) as box:
-        box.proxy = box.start_proxy("--log-sessions", "no", program=binary)
+        box.proxy = box.start_proxy(*WORDS, program=binary)
         with Stress(box, late_ms=0, **load) as stress:
             stress.wait(lambda _: box.counters()["held"] >= 8 + 200 + 40, "sessions")
             restarts = Restarts(box, stress)
