@@ -419,13 +419,30 @@ def what_it_is_told_during_an_offer_is_not_lost():
             assert "end=drained" in box.proxy.log(), box.proxy.log()
 
 
+def held_up(box, ms):
+    """A newcomer whose worker, with everything in hand, takes so long before it claims it."""
+    return box.start_proxy("--takeover", ready=False, prefix=[
+        "strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=connect",
+        "-e", f"inject=connect:delay_enter={ms * 1000}:when=1"])
+
+
+@case
+def a_newcomer_that_is_told_to_reload_does_so_once_it_serves():
+    with Sandbox() as box, Server(HERE, echo) as server, box.connect(server.address) as client:
+        newcomer = held_up(box, 1500)
+        box.proxy.wait_log("takes over")
+        newcomer.process.send_signal(signal.SIGHUP)
+        newcomer.wait_log("reloading: becoming")
+        assert newcomer.times_served() == 1, newcomer.log()
+        assert box.proxy.wait_exit() == 0, box.proxy.log()
+        wait_for(lambda: newcomer.times_served() == 2, "the other binary's worker")
+        assert_serves(box, server, client)
+
+
 @case
 def one_that_comes_too_late_takes_nothing():
-    """Its worker, with everything in hand, is held up for longer than it may be, and then goes on."""
     with Sandbox() as box, Server(HERE, echo) as server, box.connect(server.address) as client:
-        late = box.start_proxy("--takeover", ready=False, prefix=[
-            "strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=connect",
-            "-e", "inject=connect:delay_enter=5500000:when=1"])
+        late = held_up(box, 5500)
         box.proxy.wait_log("it took too long")
         assert_serves(box, server, client)
         assert late.wait_exit() == 1 and "it took too long" in late.log(), late.log()
