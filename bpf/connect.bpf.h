@@ -292,16 +292,25 @@ static __always_inline int record_store(struct bpf_sock_addr *ctx, const struct 
 	return -1;
 }
 
-/* Of an earlier, redirected attempt of a socket that now connects without: getpeername must not
- * answer from that one. */
-static __always_inline void record_drop(struct bpf_sock_addr *ctx, __u64 cookie)
+/*
+ * Of an earlier, redirected attempt of a socket that now connects without: getpeername must not
+ * answer from that one, nor may the copy that the generation before us has come back. But where
+ * that has redirected this connection just now, its record is none of the earlier attempt.
+ */
+static __always_inline void record_drop(struct bpf_sock_addr *ctx, const struct tp_endpoint *dst,
+					__u64 cookie)
 {
 	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
+	__u32 previous = TP_LIVE_PREVIOUS;
+	void *socks;
 
 	if (!rec)
 		return;
 	take_back(ctx, rec);
 	bpf_map_delete_elem(&map_socks, &cookie);
+	socks = bpf_map_lookup_elem(&map_live_socks, &previous);
+	if (socks && !ip_is_proxy_address((const __be32 *)dst->ip))
+		bpf_map_delete_elem(socks, &cookie);
 }
 
 /* 1 where the socket was made for a purpose of tproxyd's own; *ret_redirect then says whether to
@@ -403,7 +412,7 @@ static __always_inline int connect_not_redirected(struct bpf_sock_addr *ctx,
 {
 	if (verdict == VERDICT_OWN)
 		return 1;
-	record_drop(ctx, cookie);
+	record_drop(ctx, dst, cookie);
 	/* The error is ours to return, rather than the connection to let pass: should a route have
 	 * come up this instant, it would pass the proxy by. */
 	if (verdict == VERDICT_NO_ROUTE && retval_settable()) {

@@ -32,8 +32,9 @@ struct ports {
 } map_ports SEC(".maps");
 
 /*
- * What the doorman looks in: the two above and, while the loader replaces them by ones of another
- * size, their successors too. It outlives such a change, as tproxyd has put it on its listeners.
+ * What the doorman, and now and then others, look in: the two above and, while the loader replaces
+ * them by ones of another size, their successors too. It outlives such a change, as tproxyd has put
+ * it on its listeners.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);

@@ -128,18 +128,16 @@ static __always_inline void client_connected(struct bpf_sock_ops *ctx)
 
 /*
  * Whether a record is of an earlier attempt: hooks of another generation have redirected this one.
- * That it is over tells, or that those have a later one.
+ * That it is over tells, or that the generation in force, mostly ours, has a later one.
  */
 static __always_inline int is_superseded(const struct tp_record *rec, __u64 *cookie)
 {
-	__u32 previous = TP_LIVE_PREVIOUS, present = TP_LIVE_PRESENT;
+	__u32 present = TP_LIVE_PRESENT;
 	struct tp_record *other;
 	void *socks;
 
 	if (rec->reached & TP_REACHED_CLOSED)
 		return 1;
-	if (!bpf_map_lookup_elem(&map_live_socks, &previous))
-		return 0;
 	socks = bpf_map_lookup_elem(&map_live_socks, &present);
 	other = socks ? bpf_map_lookup_elem(socks, cookie) : NULL;
 	return other && other->start_ns > rec->start_ns;

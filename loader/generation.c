@@ -77,6 +77,24 @@ static bool has_copy(const void *value, const void *context)
  * `to`: the maps that inherit, in the order of `carried`; -1: none. Borrowed, as those of `from`. A
  * set without map_socks has handed over what it had.
  */
+/* The rest the doorman writes, at least into the newer one. */
+static bool copy_refresh(void *there, const void *now)
+{
+	struct tp_record copy, rec;
+
+	memcpy(&copy, there, sizeof(copy));
+	memcpy(&rec, now, sizeof(rec));
+	if (!(copy.flags & TP_RECORD_COPIED) || copy.start_ns != rec.start_ns ||
+	    (!(rec.reached & ~copy.reached) && (copy.src.family || !rec.src.family)))
+		return false;
+	copy.reached |= rec.reached;
+	copy.flags = rec.flags;
+	if (!copy.src.family)
+		copy.src = rec.src;
+	memcpy(there, &copy, sizeof(copy));
+	return true;
+}
+
 static int handover_open(struct handover *h, const struct set *from,
 			 const int to[ARRAY_SIZE(carried)])
 {
@@ -102,6 +120,7 @@ static int handover_open(struct handover *h, const struct set *from,
 		records->id_size = sizeof(__u64);
 		records->flag_at = offsetof(struct tp_record, flags);
 		records->flag = TP_RECORD_COPIED;
+		records->refresh = copy_refresh;
 	}
 	return 0;
 }

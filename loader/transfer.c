@@ -124,24 +124,16 @@ static int entry_gone(const struct transfer *t, const unsigned char *then, unsig
 	return entry_delete(t, then);
 }
 
-/* Two values of one key. */
-static bool is_same(const struct transfer *t, const unsigned char *a, const unsigned char *b)
-{
-	return !memcmp(a + t->id_at, b + t->id_at, t->id_size);
-}
-
 /*
- * The new map has an entry for the key already. A copy of the same, by an earlier run that was
- * killed, may lack what happened between its being read and its being written.
+ * The new map has an entry for the key already. If it is a copy by an earlier run that was killed,
+ * it may lack what happened between its being read and its being written.
  */
-static int entry_copied(const struct transfer *t, const unsigned char *now, unsigned char *buf)
+static int entry_there(const struct transfer *t, const unsigned char *now, unsigned char *buf)
 {
-	const unsigned char *value = now + t->key_size;
-
-	if (!t->flag || bpf_map_lookup_elem(t->to, now, buf) || !(buf[t->flag_at] & t->flag) ||
-	    !is_same(t, buf, value) || !memcmp(buf, value, t->value_size))
+	if (!t->refresh || bpf_map_lookup_elem(t->to, now, buf) ||
+	    !t->refresh(buf, now + t->key_size))
 		return 0;
-	return bpf_map_update_elem(t->to, now, value, BPF_EXIST) && errno != ENOENT ? -errno : 0;
+	return bpf_map_update_elem(t->to, now, buf, BPF_EXIST) && errno != ENOENT ? -errno : 0;
 }
 
 /*
@@ -153,10 +145,18 @@ static int entry_new(const struct transfer *t, const unsigned char *now, unsigne
 	const unsigned char *from_key = now + t->key_size + t->value_size;
 
 	if (bpf_map_update_elem(t->to, now, now + t->key_size, BPF_NOEXIST))
-		return errno == EEXIST ? entry_copied(t, now, buf) : -errno;
+		return errno == EEXIST ? entry_there(t, now, buf) : -errno;
 	if (bpf_map_lookup_elem(t->from, from_key, buf) && errno == ENOENT)
 		return entry_gone(t, now, buf);
 	return 0;
+}
+
+/* Two entries of one key. */
+static bool is_same(const struct transfer *t, const unsigned char *a, const unsigned char *b)
+{
+	size_t id = t->key_size + t->id_at;
+
+	return !memcmp(a + id, b + id, t->id_size);
 }
 
 /* One that has become another's, or has changed. What could not be brought up to date stays, in
@@ -166,7 +166,7 @@ static int entry_kept(const struct transfer *t, const unsigned char *then, unsig
 {
 	int err = 0;
 
-	if (!is_same(t, then + t->key_size, now + t->key_size))
+	if (!is_same(t, then, now))
 		err = entry_gone(t, then, buf) ?: entry_new(t, now, buf);
 	else if (memcmp(then + t->key_size, now + t->key_size, t->value_size) &&
 		 untouched(t, then, buf) &&
@@ -267,7 +267,7 @@ int transfer_sweep(struct transfer *t, bool (*stale)(const void *value, const vo
 		const unsigned char *entry = own.now.entries + i * entry_size(&own);
 		const unsigned char *there = snapshot_find(&t->now, t, entry);
 
-		if (there && is_same(t, there + t->key_size, entry + own.key_size))
+		if (there && is_same(t, there, entry))
 			continue;
 		if (!bpf_map_lookup_elem(t->to, entry, value) && stale(value, context))
 			err = entry_delete(t, entry) ?: err;

@@ -32,6 +32,9 @@ struct transfer {
 				  no size: it is not known */
 	size_t flag_at;	       /* byte of a value in which each copy gets: */
 	unsigned char flag;    /* 0: nothing */
+	/* Whether a value that `to` had already lacks something, which it then has; NULL: none
+	 * does. */
+	bool (*refresh)(void *there, const void *now);
 	/* Whether an entry of `from` stays where it is; NULL: none does. */
 	bool (*stays)(const void *value, const void *context);
 	const void *stays_context;

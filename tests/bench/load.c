@@ -10,7 +10,7 @@
  *	whole batches; the clock stops when the sink has the last
  * load sessions ADDRESS PORT
  *	reads commands and answers each with a line: "open N" (until N sessions are open, each
- *	after one exchange), "probe N" (requests on sessions picked at random)
+ *	after one exchange, or no more than N), "probe N" (requests on sessions picked at random)
  *
  * Results are one line of JSON; latencies are in microseconds. It ends with status 1 where the
  * path fails too often or stands still.
@@ -369,6 +369,8 @@ static void sessions_open(unsigned long count)
 			give_up("first request");
 		sessions[open_sessions++] = fd;
 	}
+	while (open_sessions > count)
+		close(sessions[--open_sessions]);
 	printf("{\"open\": %lu}\n", open_sessions);
 }
 

@@ -30,14 +30,17 @@ class Size:
     idle: int  # sessions whose memory is measured
     live: tuple  # numbers of sessions at which latency is measured
     probes: int
+    passes: int  # over these numbers, as the machine's own speed changes meanwhile
     past: int  # connections after which the rate is looked at again
     hooked: int  # connections for which hooks are timed
 
 
 FULL = Size(rounds=5, sequential=10000, parallel=10000, milliseconds=700, bulk_seconds=1,
-            idle=10000, live=(1, 100, 1000, 10000, 50000), probes=5000, past=200000, hooked=5000)
+            idle=10000, live=(1, 100, 1000, 10000, 50000), probes=5000, passes=5,
+            past=200000, hooked=5000)
 QUICK = Size(rounds=2, sequential=1000, parallel=1000, milliseconds=150, bulk_seconds=1,
-             idle=1000, live=(1, 100, 2000), probes=1000, past=10000, hooked=1000)
+             idle=1000, live=(1, 100, 2000), probes=1000, passes=2, past=10000,
+             hooked=1000)
 
 # What a path may do wrong without being the end of the run: fail, refuse, stand still.
 PROBLEMS = (AssertionError, RuntimeError, OSError, subprocess.TimeoutExpired)
@@ -138,13 +141,17 @@ def _idle_memory(world, size):
 
 
 def _live_latency(world, size):
-    points = []
+    passes = []
     with world.sessions() as command:
-        for count in size.live:
-            command("open", count)
-            command("probe", size.probes // 10)  # warms up
-            points.append(command("probe", size.probes))
-    return {"points": points}
+        for _ in range(size.passes):
+            passes.append([])
+            for count in size.live:
+                command("open", count)
+                command("probe", size.probes // 10)  # warms up
+                passes[-1].append(command("probe", size.probes))
+            command("open", 0)
+            world.wait_idle()
+    return {"passes": passes}
 
 
 def _past_connections(world, size):

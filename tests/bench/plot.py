@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """The plot, in SVG. Bars: speed relative to direct. Lines: what live sessions cost."""
 
+import statistics
 from xml.sax.saxutils import escape
 
 from . import summary
@@ -81,13 +82,16 @@ def _bars(lines, paths, top):
 
 
 def _curves(results, top):
-    """The second part: p50 of a request; the numbers of sessions are evenly spaced."""
-    live = {path: sample["points"] for path, sample in results["once"]["live-latency"].items()
-            if "points" in sample}
-    if not live:
+    """The second part: p50 of a request, median of the passes; the numbers of sessions are evenly
+    spaced."""
+    samples = {path: sample["passes"] for path, sample in results["once"]["live-latency"].items()
+               if "passes" in sample}
+    if not samples:
         return []
-    counts = [point["open"] for point in next(iter(live.values()))]
-    most = max(point["total"]["p50"] for points in live.values() for point in points)
+    counts = [point["open"] for point in next(iter(samples.values()))[0]]
+    live = {path: [statistics.median(point["total"]["p50"] for point in points)
+                   for points in zip(*passes)] for path, passes in samples.items()}
+    most = max(max(p50s) for p50s in live.values())
     left, right, bottom = LABEL, WIDTH - 2 * MARGIN, top + CURVES - 40
     step = (right - left) / max(len(counts) - 1, 1)
 
@@ -99,8 +103,8 @@ def _curves(results, top):
     for index, count in enumerate(counts):
         parts.append(_text(left + index * step, bottom + 16, f"{count:,}", 11, "middle"))
     parts.append(_text((left + right) / 2, bottom + 34, "live sessions", 12, "middle"))
-    for path, points in live.items():
-        places = [place(index, point["total"]["p50"]) for index, point in enumerate(points)]
+    for path, p50s in live.items():
+        places = [place(index, p50) for index, p50 in enumerate(p50s)]
         joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         parts.append(f'<polyline points="{joined}" fill="none" stroke="{COLOURS[path]}" '
                      f'stroke-width="2"/>')

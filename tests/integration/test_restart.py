@@ -77,7 +77,7 @@ class Restarts:
         """Another tproxyd does, and this one ends."""
         before = self.box.proxy
         newcomer = self.box.proxy = self.box.start_proxy(*WORDS, "--takeover", ready=False)
-        wait_for(lambda: before.times_logged("takes over") or newcomer.process.poll(), "its question")
+        before.wait_log("takes over")
         self._until_served("takeovers", 0)
         newcomer.wait_ready()
         wait_for(lambda: has_ended(before.pid), "the one before to end")

@@ -426,14 +426,21 @@ def held_up(box, ms):
         "-e", f"inject=connect:delay_enter={ms * 1000}:when=1"])
 
 
+def waits_for_hangups(pid):
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    blocked = int(re.search(r"^SigBlk:\s*(\w+)", status, re.MULTILINE)[1], 16)
+    return status.startswith("Name:\ttproxyd\n") and blocked & 1 << signal.SIGHUP - 1
+
+
 @case
 def a_newcomer_that_is_told_to_reload_does_so_once_it_serves():
     with Sandbox() as box, Server(HERE, echo) as server, box.connect(server.address) as client:
         newcomer = held_up(box, 1500)
-        box.proxy.wait_log("takes over")
+        wait_for(lambda: waits_for_hangups(newcomer.process.pid), "a master that waits for signals")
         newcomer.process.send_signal(signal.SIGHUP)
         newcomer.wait_log("reloading: becoming")
-        assert newcomer.times_served() == 1, newcomer.log()
+        log = newcomer.log()
+        assert log.index("serving on as pid") < log.index("reloading: becoming"), log
         assert box.proxy.wait_exit() == 0, box.proxy.log()
         wait_for(lambda: newcomer.times_served() == 2, "the other binary's worker")
         assert_serves(box, server, client)

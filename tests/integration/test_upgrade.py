@@ -238,8 +238,9 @@ def entries(directory):
     return bpftool("map", "dump", "pinned", directory / "map_socks")
 
 
-# Of the loader: where both sets are complete, and where only the new one redirects.
-EXCHANGE, DETACHED = ("renameat2", 2), ("membarrier", 1)
+# Of the loader: where both sets are complete, where only the new one redirects, and where the old
+# one is no longer kept up to date.
+EXCHANGE, DETACHED, RETIRED = ("renameat2", 2), ("membarrier", 1), ("unlink", 3)
 
 
 def is_refused(client):
@@ -262,7 +263,9 @@ def finds_no_way(client):
 
 @case_for({"while the old ones redirect": (is_refused, (), EXCHANGE),
            "when the new ones redirect": (is_refused, (), DETACHED),
-           "which ended early": (finds_no_way, UNHELD, DETACHED)})
+           "which ended early": (finds_no_way, UNHELD, DETACHED),
+           "which ended early, at the end": (finds_no_way, UNHELD, RETIRED),
+           "which ended early, at the end, held": (finds_no_way, (), RETIRED)})
 def a_socket_that_connects_again_meanwhile_keeps_its_names(attempt, words, point):
     """Both sets know its attempt that failed."""
     with Sandbox(proxy=words) as box, Server(HOSTS[0], witness) as server, box.socket() as client:
@@ -272,9 +275,12 @@ def a_socket_that_connects_again_meanwhile_keeps_its_names(attempt, words, point
         loader = subprocess.Popen(troubled("delay_enter=2000000", resized(box), point))
         side = BPFFS / f"{box.name}~new"
         wait_for(lambda: (side / "map_socks").exists() and entries(side), "a copy of its record")
-        if point == DETACHED:
+        if point != EXCHANGE:
             wait_for(lambda: (box.pins / "map_socks").stat().st_ino != before, "the exchange")
             wait_for(lambda: not list(side.glob("link_connect4_*")), "the old hooks to go")
+        if point == RETIRED:
+            live = box.pins / "map_live_socks"
+            wait_for(lambda: len(bpftool("map", "dump", "pinned", live)) == 1, "one set to be live")
         client.connect(server.address)
         told = line(client)
         assert loader.wait() == 0
