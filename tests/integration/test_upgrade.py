@@ -295,16 +295,17 @@ def a_socket_that_connects_again_meanwhile_keeps_its_names(attempt, words, point
 
 
 def enter_two(into, marked, unmarked):
-    """Into a map_socks, under cookies 1 and 2, as if a copy and a record of the set's own."""
+    """Into a map_socks, under cookies whose last byte is 1 and 2, which nobody has, as if a copy and
+    a record of the set's own."""
     for number, entry in ((1, marked), (2, unmarked)):
-        key = [f"{number:#04x}", *entry["key"][1:]]
+        key = [*entry["key"][:-1], f"{number:#04x}"]
         run(["bpftool", "map", "update", "pinned", into / "map_socks", "key", *key, "value",
              *entry["value"]])
 
 
 def check_two(box):
     """The marked one is not there; the other one is, and goes."""
-    found = {entry["key"][0]: entry["key"] for entry in entries(box.pins)}
+    found = {entry["key"][-1]: entry["key"] for entry in entries(box.pins)}
     assert len(found) == 2 and "0x01" not in found and "0x02" in found, found
     run(["bpftool", "map", "delete", "pinned", box.pins / "map_socks", "key", *found["0x02"]])
 
