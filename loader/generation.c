@@ -73,11 +73,8 @@ static bool has_copy(const void *value, const void *context)
 	return is_copy(&rec, NULL);
 }
 
-/*
- * `to`: the maps that inherit, in the order of `carried`; -1: none. Borrowed, as those of `from`. A
- * set without map_socks has handed over what it had.
- */
-/* The rest the doorman writes, at least into the newer one. */
+/* What programs of the old set saw and the copy lacks. The rest the doorman writes, at least into
+ * the newer one. */
 static bool copy_refresh(void *there, const void *now)
 {
 	struct tp_record copy, rec;
@@ -95,6 +92,10 @@ static bool copy_refresh(void *there, const void *now)
 	return true;
 }
 
+/*
+ * `to`: the maps that inherit, in the order of `carried`; -1: none. Borrowed, as those of `from`. A
+ * set without map_socks has handed over what it had.
+ */
 static int handover_open(struct handover *h, const struct set *from,
 			 const int to[ARRAY_SIZE(carried)])
 {
