@@ -67,10 +67,9 @@ static bool has_copy(const void *value, const void *context)
 {
 	const int *records = context;
 	struct tp_record rec;
+	int err = entry_read(*records, value, &rec);
 
-	if (bpf_map_lookup_elem(*records, value, &rec))
-		return errno == ENOENT;
-	return is_copy(&rec, NULL);
+	return err ? err == -ENOENT : is_copy(&rec, NULL);
 }
 
 /* What programs of the old set saw and the copy lacks. The rest the doorman writes, at least into
@@ -230,7 +229,7 @@ static void live_leave(const struct set *to, __u32 index)
 		const struct pin *live = set_find(to, PIN_MAP, carried[i].live, false);
 
 		if (live)
-			bpf_map_delete_elem(live->fd, &index);
+			entry_delete(live->fd, &index);
 	}
 }
 

@@ -9,8 +9,8 @@
 
 #include "remedy.h"
 
-#define BATCH	     4096 /* entries a call; the kernel wants room for its fullest bucket at least */
-#define DELETE_TRIES 5
+#define BATCH 4096 /* entries a call; the kernel wants room for its fullest bucket at least */
+#define TRIES 5
 
 static void snapshot_free(struct snapshot *s)
 {
@@ -94,20 +94,26 @@ static int snapshot_take(const struct transfer *t, struct snapshot *ret)
 	return 0;
 }
 
+int entry_read(int map, const void *key, void *ret)
+{
+	for (int try = 0; bpf_map_lookup_elem(map, key, ret); try++)
+		if (errno == ENOENT || try == TRIES)
+			return -errno;
+	return 0;
+}
+
+int entry_delete(int map, const void *key)
+{
+	for (int try = 0; bpf_map_delete_elem(map, key); try++)
+		if (errno == ENOENT || try == TRIES)
+			return errno == ENOENT ? 0 : -errno;
+	return 0;
+}
+
 /* Whether the new map still holds for a key what we put there: if not, a program did since. */
 static bool untouched(const struct transfer *t, const unsigned char *entry, unsigned char *buf)
 {
-	return !bpf_map_lookup_elem(t->to, entry, buf) &&
-	       !memcmp(buf, entry + t->key_size, t->value_size);
-}
-
-/* Tries again, since this is the last that is known of the entry. */
-static int entry_delete(const struct transfer *t, const void *key)
-{
-	for (int try = 0; bpf_map_delete_elem(t->to, key); try++)
-		if (errno == ENOENT || try == DELETE_TRIES)
-			return errno == ENOENT ? 0 : -errno;
-	return 0;
+	return !entry_read(t->to, entry, buf) && !memcmp(buf, entry + t->key_size, t->value_size);
 }
 
 /*
@@ -118,10 +124,11 @@ static int entry_gone(const struct transfer *t, const unsigned char *then, unsig
 {
 	const unsigned char *value = then + t->key_size;
 	size_t at = t->id_size ? t->id_at : 0, size = t->id_size ?: t->value_size;
+	int err = entry_read(t->to, then, buf);
 
-	if (bpf_map_lookup_elem(t->to, then, buf) || memcmp(buf + at, value + at, size))
-		return 0;
-	return entry_delete(t, then);
+	if (err || memcmp(buf + at, value + at, size))
+		return err == -ENOENT ? 0 : err;
+	return entry_delete(t->to, then);
 }
 
 /*
@@ -130,9 +137,10 @@ static int entry_gone(const struct transfer *t, const unsigned char *then, unsig
  */
 static int entry_there(const struct transfer *t, const unsigned char *now, unsigned char *buf)
 {
-	if (!t->refresh || bpf_map_lookup_elem(t->to, now, buf) ||
-	    !t->refresh(buf, now + t->key_size))
-		return 0;
+	int err = t->refresh ? entry_read(t->to, now, buf) : -ENOENT;
+
+	if (err || !t->refresh(buf, now + t->key_size))
+		return err == -ENOENT ? 0 : err;
 	return bpf_map_update_elem(t->to, now, buf, BPF_EXIST) && errno != ENOENT ? -errno : 0;
 }
 
@@ -146,7 +154,7 @@ static int entry_new(const struct transfer *t, const unsigned char *now, unsigne
 
 	if (bpf_map_update_elem(t->to, now, now + t->key_size, BPF_NOEXIST))
 		return errno == EEXIST ? entry_there(t, now, buf) : -errno;
-	if (bpf_map_lookup_elem(t->from, from_key, buf) && errno == ENOENT)
+	if (entry_read(t->from, from_key, buf) == -ENOENT)
 		return entry_gone(t, now, buf);
 	return 0;
 }
@@ -266,11 +274,15 @@ int transfer_sweep(struct transfer *t, bool (*stale)(const void *value, const vo
 	for (size_t i = 0; i < own.now.count; i++) {
 		const unsigned char *entry = own.now.entries + i * entry_size(&own);
 		const unsigned char *there = snapshot_find(&t->now, t, entry);
+		int one;
 
 		if (there && is_same(t, there, entry))
 			continue;
-		if (!bpf_map_lookup_elem(t->to, entry, value) && stale(value, context))
-			err = entry_delete(t, entry) ?: err;
+		one = entry_read(t->to, entry, value);
+		if (!one && stale(value, context))
+			one = entry_delete(t->to, entry);
+		if (one && one != -ENOENT)
+			err = one;
 	}
 	return err ? fail(f, err, "cannot remove a stale entry: %s", strerror(-err)) : 0;
 }

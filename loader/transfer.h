@@ -59,6 +59,13 @@ int transfer_sweep(struct transfer *t, bool (*stale)(const void *value, const vo
 /* The value of an entry of what was applied last. */
 const void *transfer_value(const struct transfer *t, size_t i);
 
+/*
+ * The value of an entry: 0, -ENOENT or another -errno; removes an entry that may have gone: 0 or
+ * -errno. Both try again, for what an entry is not asked a second time about.
+ */
+int entry_read(int map, const void *key, void *ret);
+int entry_delete(int map, const void *key);
+
 /* Once, the only element of an array, per CPU or not. */
 int transfer_array(int from, int to, struct failure *f);
 

@@ -6,10 +6,12 @@ import hashlib
 import os
 import pathlib
 import random
+import select
 import socket
 import struct
 import threading
 
+from .sandbox import redirected
 from .servers import Server, echo, free_port
 from .system import Failed, children, wait_for
 
@@ -178,6 +180,34 @@ def under_load(box):
             client.close()
         print(f"# {load.done}")
     box.wait_no_records()
+
+
+@contextlib.contextmanager
+def held_client(box, joining=contextlib.nullcontext()):
+    """
+    In mid-handshake while the block runs, as its server's queue is full; then the server takes it,
+    and speaks. `joining`: a lock for this process's joining a cgroup.
+    """
+    with socket.socket() as full, contextlib.ExitStack() as both:
+        full.bind((HERE, 0))
+        full.listen(0)
+        with joining:
+            both.enter_context(socket.create_connection(full.getsockname()))
+            client = both.enter_context(box.socket())
+        client.setblocking(False)
+        assert client.connect_ex(full.getsockname()) != 0
+        wait_for(lambda: any(record["dst"]["port"] == full.getsockname()[1] for record in box.records()),
+                 "the handshake to be held")
+        yield
+        full.accept()[0].close()
+        server, _ = full.accept()
+        wait_for(lambda: select.select([], [client], [], 0)[1], "connect() to end")
+        assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
+        client.settimeout(20)
+        with server:
+            server.sendall(b"late")
+            assert client.recv(4, socket.MSG_WAITALL) == b"late"
+        assert redirected(client)
 
 
 def unexpected_ends(proxy):

@@ -5,14 +5,13 @@ That nobody notices any of it under load is for test_restart.py.
 """
 
 import os
-import select
 import signal
 import socket
 import threading
 
 from harness import (TPROXYD, Failed, Sandbox, Server, banner, case, case_for, echo, line, main,
                      redirected, refusal, tmpdir, wait_for)
-from harness.load import HERE, children, registered, worker
+from harness.load import HERE, children, held_client, registered, worker
 from harness.system import has_ended
 
 
@@ -72,29 +71,13 @@ def a_binary_that_keeps_sessions_otherwise_is_refused():
 
 @case_for({"workers are killed": (True,), "it is told to stop": (False,)})
 def a_held_client_waits_on_while(killed):
-    """Its server takes no handshake at first: a listener whose queue is full."""
-    with Sandbox() as box, socket.socket() as full:
-        full.bind((HERE, 0))
-        full.listen(0)
-        with socket.create_connection(full.getsockname()), box.socket() as client:
-            client.setblocking(False)
-            assert client.connect_ex(full.getsockname()) != 0
-            wait_for(lambda: box.counters()["held"] >= 1, "the handshake to be held")
-            for number in range(3 if killed else 0):
-                box.proxy.kill_worker()
-                wait_for(lambda: box.proxy.times_served() == number + 1, "the next worker")
-            if not killed:
-                box.proxy.process.send_signal(signal.SIGTERM)
-                box.proxy.wait_log("no new connections")
-            full.accept()[0].close()
-            server, _ = full.accept()
-            wait_for(lambda: select.select([], [client], [], 0)[1], "connect() to end")
-            assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
-            client.settimeout(20)
-            with server:
-                server.sendall(b"late")
-                assert client.recv(4, socket.MSG_WAITALL) == b"late"
-            assert redirected(client)
+    with Sandbox() as box, held_client(box):
+        for number in range(3 if killed else 0):
+            box.proxy.kill_worker()
+            wait_for(lambda: box.proxy.times_served() == number + 1, "the next worker")
+        if not killed:
+            box.proxy.process.send_signal(signal.SIGTERM)
+            box.proxy.wait_log("no new connections")
 
 
 @case

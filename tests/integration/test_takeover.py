@@ -10,7 +10,6 @@ import pathlib
 import random
 import re
 import resource
-import select
 import signal
 import socket
 import struct
@@ -19,8 +18,8 @@ import time
 
 from harness import (Sandbox, Server, TPROXYD, UNPRIVILEGED, case, case_for, echo, main, redirected, run,
                      tmpdir, wait_for)
-from harness.load import (HERE, children, open_descriptors, registered, under_load, unexpected_ends,
-                          worker)
+from harness.load import (HERE, children, held_client, open_descriptors, registered, under_load,
+                          unexpected_ends, worker)
 from harness.pins import pretend_another_abi
 from harness.system import has_ended
 
@@ -123,38 +122,12 @@ def standing_offer(box):
 
 # --- cases ----------------------------------------------------------------------------------------
 
-@contextlib.contextmanager
-def held_client(box, load):
-    """Its server takes no handshake while the block runs; then it does, and speaks."""
-    with socket.socket() as full, contextlib.ExitStack() as both:
-        full.bind((HERE, 0))
-        full.listen(0)
-        with load.joining:
-            both.enter_context(socket.create_connection(full.getsockname()))
-            client = both.enter_context(box.socket())
-        with both:
-            client.setblocking(False)
-            assert client.connect_ex(full.getsockname()) != 0
-            wait_for(lambda: any(record["dst"]["port"] == full.getsockname()[1] for record in box.records()),
-                     "the handshake to be held")
-            yield
-            full.accept()[0].close()
-            server, _ = full.accept()
-            wait_for(lambda: select.select([], [client], [], 0)[1], "connect() to end")
-            assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
-            client.settimeout(20)
-            with server:
-                server.sendall(b"late")
-                assert client.recv(4, socket.MSG_WAITALL) == b"late"
-            assert redirected(client)
-
-
 @case
 def every_session_outlives_takeovers():
     with Sandbox() as box:
         take_over(box)
         before, olds = open_descriptors(box), []
-        with under_load(box) as load, held_client(box, load):
+        with under_load(box) as load, held_client(box, load.joining):
             for _ in range(TAKEOVERS):
                 olds.append(take_over(box))
                 made = load.done.get("connections", 0)
@@ -250,7 +223,7 @@ def whoever_is_killed_one_goes_on_with_all_sessions():
         logs.callback(lambda: [newcomer.process.wait(20) for newcomer in newcomers])
         master = box.proxy.pid
         box._proxies.remove(box.proxy)
-        with under_load(box) as load, held_client(box, load):
+        with under_load(box) as load, held_client(box, load.joining):
             for _ in range(STABS):
                 newcomers.append(stab(box, master))
                 before, (master, heir) = master, wait_for(lambda: processes(box), "one master and its worker")

@@ -326,11 +326,41 @@ def copies_of_a_killed_run_go_with_the_next_one(point, in_force):
         box.wait_no_records()
 
 
-def call_number(lines, first, then):
-    """Of the first `then` after `first`, among the calls to bpf()."""
-    begin = next(i for i, text in enumerate(lines) if first in text)
-    end = next(i for i in range(begin, len(lines)) if then in lines[i])
-    return sum(text.startswith("bpf(") for text in lines[:end + 1])
+def call_number(lines, *texts):
+    """Of the call to bpf() with the last of `texts`, each the first after the one before."""
+    at = 0
+    for text in texts:
+        at = next(i for i in range(at, len(lines)) if text in lines[i])
+    return sum(text.startswith("bpf(") for text in lines[:at + 1])
+
+
+@case
+def an_end_is_not_missed_for_want_of_memory():
+    """An entry goes after it was copied, and one call fails: that which looks for the copy."""
+    with Sandbox() as box, Server(HOSTS[0], witness) as server, tmpdir() as directory:
+        log, side = directory / "strace", BPFFS / f"{box.name}~new"
+
+        def resize(*trouble):
+            enter_two(box.pins, *2 * entries(box.pins))
+            strace = subprocess.Popen([
+                "strace", "-qq", "-o", log, "-e", "trace=bpf,renameat2", "-e",
+                "inject=renameat2:delay_enter=1000000", *trouble, *resized(box)])
+            wait_for(lambda: (side / "map_socks").exists() and len(entries(side)) == 3, "the copies")
+            for entry in entries(box.pins):
+                if entry["key"][-1] in ("0x01", "0x02"):
+                    run(["bpftool", "map", "delete", "pinned", box.pins / "map_socks", "key",
+                         *entry["key"]])
+            assert strace.wait() == 0
+            assert_whole(box)
+            assert len(entries(box.pins)) == 1, [entry["key"] for entry in entries(box.pins)]
+
+        with box.connect(server.address):
+            resize()
+            number = call_number(log.read_text().splitlines(), "RENAME_EXCHANGE",
+                                 "BPF_MAP_LOOKUP_BATCH", "BPF_MAP_LOOKUP_ELEM")
+            box.load()
+            resize("-e", f"inject=bpf:error=ENOMEM:when={number}")
+            assert "INJECTED" in log.read_text()
 
 
 @case
