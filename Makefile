@@ -3,7 +3,7 @@
 # make			build build/tproxy-load, build/tproxyd and build/tproxy
 # make deps		install the Debian packages that building and testing need
 # make run [CMD="..."]	deps, build, then show it at work on one command
-# make check		deps, build, all tests
+# make check		deps, build, tests, with a short run of each of the following
 # make restarttest [RESTARTS=1000] [CONNECTIONS=1000000] [UPGRADES=50] [KILLS=500]
 #			tproxyd killed, reloaded and upgraded under load, which nobody may notice
 # make soak [MINUTES=30]	all kinds of load, to see that nothing grows
@@ -212,7 +212,7 @@ $(O)/fuzz_%: $(O)/tests/fuzz/fuzz_%.o $(O)/libfuzzed.a
 .PHONY: run
 run: deps
 	$(Q)$(MAKE) --no-print-directory all
-	$(Q)O=$(O) tests/demo $(if $(CMD),'$(subst ','\'',$(CMD))')
+	$(Q)O=$(O) tests/demo $(if $(value CMD),'$(subst ','\'',$(value CMD))')
 
 .PHONY: check
 check: deps deps-vm
@@ -257,8 +257,7 @@ suites: deps
 
 torture: deps
 	$(Q)$(MAKE) --no-print-directory all tests
-	$(Q)PYTHONPATH=tests O=$(O) TORTURE=10000 TPTEST_CASE=torture \
-		/usr/bin/python3 tests/integration/test_conformance.py
+	$(Q)O=$(O) TORTURE=10000 TPTEST_DEADLINE=7200 tests/run 'integration/test_conformance$$:torture'
 
 # The other build that upgrades go to and from is compiled differently.
 restarttest: deps

@@ -18,9 +18,10 @@
 #define ABI_MAGIC   0x74707879 /* "tpxy" */
 #define ABI_VERSION 2
 
-#define TP_NAME_LEN    32     /* instance name, NUL included */
-#define TP_COMM_LEN    16     /* the kernel's TASK_COMM_LEN */
-#define TP_CC_LEN      16     /* the kernel's TCP_CA_NAME_MAX */
+#define TP_MAX_RECORDS (1 << 24) /* in map_socks, whatever --max-connections says */
+#define TP_NAME_LEN    32	 /* instance name, NUL included */
+#define TP_COMM_LEN    16	 /* the kernel's TASK_COMM_LEN */
+#define TP_CC_LEN      16	 /* the kernel's TCP_CA_NAME_MAX */
 #define TP_CC_LOCAL    "reno" /* congestion control of legs on this host, where it paces otherwise */
 #define TP_MAX_PROXIES 8      /* tproxyd processes registered at once: one a network namespace */
 #define TP_NO_SLOT     TP_MAX_PROXIES /* a proxy that is no tproxyd: it has no ring and no settings */
@@ -160,7 +161,7 @@ enum tp_event_type {
  * there is one. */
 enum tp_live { TP_LIVE_PRESENT, TP_LIVE_NEXT, TP_LIVE_PREVIOUS, TP_LIVE_MAPS };
 
-#define TP_RING_SIZE (1 << 22) /* bytes: some 18,000 events */
+#define TP_RING_SIZE (1 << 22) /* bytes: some 19,000 events */
 
 /*
  * Value of map_windows, by slot of a tproxyd and user: how many SYNs of that user have come since

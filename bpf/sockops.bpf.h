@@ -203,8 +203,9 @@ static __always_inline void client_closed(struct bpf_sock_ops *ctx)
 
 	if (!rec)
 		return;
-	if (ctx->args[0] == BPF_TCP_SYN_SENT) {
+	if (!(rec->reached & TP_REACHED_ACCEPTED)) /* not even when its own handshake was over */
 		hold_gone(rec, cookie);
+	if (ctx->args[0] == BPF_TCP_SYN_SENT) {
 		connect_timeout_take_back(ctx, rec);
 		reuseaddr_take_back(ctx, rec);
 	}

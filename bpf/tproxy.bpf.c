@@ -171,15 +171,24 @@ int tp_getpeername6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
-/* Only what the socket has for the redirected connection is answered otherwise: not what it has
- * before or after, bound or disconnected. */
+/*
+ * Only what the socket has for the redirected connection is answered otherwise: not what it has
+ * before or after, bound or disconnected. One whose connection failed may be bound to the same
+ * source still.
+ */
+static __always_inline int has_local(const struct tp_record *rec)
+{
+	return rec->local.family &&
+	       (rec->reached & (TP_REACHED_ACCEPTED | TP_REACHED_CLOSED)) != TP_REACHED_CLOSED;
+}
+
 SEC("cgroup/getsockname4")
 int tp_getsockname4(struct bpf_sock_addr *ctx)
 {
 	struct tp_record *rec = client_record(ctx);
 
-	if (rec && rec->local.family == AF_INET && ctx->user_ip4 == ip_v4(rec->src.ip) &&
-	    ctx->user_port == bpf_htons(rec->src.port)) {
+	if (rec && has_local(rec) && rec->local.family == AF_INET &&
+	    ctx->user_ip4 == ip_v4(rec->src.ip) && ctx->user_port == bpf_htons(rec->src.port)) {
 		ctx->user_ip4 = ip_v4(rec->local.ip);
 		ctx->user_port = bpf_htons(rec->local.port);
 		COUNT(sockname);
@@ -193,7 +202,7 @@ int tp_getsockname6(struct bpf_sock_addr *ctx)
 	struct tp_record *rec = client_record(ctx);
 	const __be32 *src, *local;
 
-	if (!rec || !rec->local.family)
+	if (!rec || !has_local(rec))
 		return 1;
 	src = (const __be32 *)rec->src.ip;
 	local = (const __be32 *)rec->local.ip;

@@ -53,11 +53,13 @@ bool access_is_tight(uid_t owner, mode_t mode)
 
 static mode_t pin_mode(const char *file, gid_t group)
 {
+	const char *doorman = pin_progs[PIN_PROG_doorman].pin;
+
 	if (group == ACCESS_ROOT)
 		return 0600;
 	if (!strncmp(file, PIN_MAP_PREFIX, strlen(PIN_MAP_PREFIX)))
 		return 0660;
-	if (!strncmp(file, PIN_PROG_PREFIX "doorman", strlen(PIN_PROG_PREFIX "doorman")))
+	if (!strncmp(file, doorman, strlen(doorman))) /* or the one on its way to that name */
 		return 0640;
 	return 0600;
 }

@@ -333,6 +333,8 @@ static int config_carry(const struct set *set, const struct object *obj, struct 
 	config.abi = ABI_VERSION;
 	config.enabled = 0;
 	config.grant = config.grant ?: load_grant();
+	if (!config.grant)
+		return fail(f, -errno, "cannot get a random number: %m");
 	config.ports = config.ports ?: 1; /* a version that knew of no more than one */
 	config.build = object_build();
 	config.loaded_ns = load_time();

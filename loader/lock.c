@@ -8,9 +8,9 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "instance.h"
 #include "log.h"
 
-#define LOCK_DIR  "/run/tproxy-load" /* not tproxyd's, whose user is not root */
 #define LOCK_FILE LOCK_DIR "/load.lock"
 
 /* Ordinary loads take less: only longer waits are worth a word. */

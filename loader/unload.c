@@ -16,11 +16,7 @@ struct removal {
 	int err; /* first */
 };
 
-/*
- * A link that is only unlinked detaches some time later, after an RCU grace period, and not at all
- * while somebody holds it open. Of a dead one the kernel says that it is detached.
- */
-static int link_detach(int fd)
+int unload_detach(int fd)
 {
 	for (int try = 0; bpf_link_detach(fd); try++)
 		if (try == DETACH_TRIES)
@@ -31,7 +27,7 @@ static int link_detach(int fd)
 static void pin_remove(struct removal *rm, const struct pin *pin)
 {
 	char path[PATH_MAX];
-	int err = pin->kind == PIN_LINK ? link_detach(pin->fd) : 0;
+	int err = pin->kind == PIN_LINK ? unload_detach(pin->fd) : 0;
 
 	if (err) { /* it stays pinned, so that the next run finds it */
 		if (!rm->err)

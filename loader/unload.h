@@ -16,6 +16,12 @@ int unload_set(const struct set *set, struct failure *f);
 /* Likewise, where the configuration is still in use: another generation has the same. */
 int unload_retired(const struct set *set, struct failure *f);
 
+/*
+ * Detaches a link: one that is only unlinked detaches some time later, after an RCU grace period,
+ * and not at all while somebody holds it open. Of a dead one the kernel says that it is detached.
+ */
+int unload_detach(int fd);
+
 /* Only the links by which connections are redirected: no new ones come to this set from here on. */
 int unload_redirecting(const struct set *set, struct failure *f);
 

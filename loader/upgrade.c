@@ -7,6 +7,7 @@
 #include "access.h"
 #include "load.h"
 #include "undo.h"
+#include "unload.h"
 
 struct upgrade {
 	const struct settings *settings;
@@ -142,16 +143,20 @@ static int links_remove(const struct upgrade *up)
 	for (int o = PIN_HOOK_COUNT - 1; o >= 0; o--)
 		for (size_t i = 0; i < up->set->count; i++) {
 			const struct pin *pin = &up->set->pins[i];
+			int one;
 
 			if (pin->kind != PIN_LINK || pin->index != (int)set_attach_order[o] ||
 			    plan_keeps(up->cgs, pin) || in_the_way(up, pin)) /* gone already */
 				continue;
-			bpf_link_detach(pin->fd); /* at once; see unload.c */
-			if (unlink(set_path(up->set, pin->file, path)) && errno != ENOENT && !err)
-				err = fail(up->f, -errno,
+			set_path(up->set, pin->file, path);
+			one = unload_detach(pin->fd); /* or it stays pinned, to be found */
+			if (!one && unlink(path) && errno != ENOENT)
+				one = -errno;
+			if (one && !err)
+				err = fail(up->f, one,
 					   "the new settings are in force, but "
-					   "%s cannot be removed: %m; run it again",
-					   path);
+					   "%s cannot be removed: %s; run it again",
+					   path, strerror(-one));
 		}
 	return err;
 }

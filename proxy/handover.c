@@ -36,7 +36,7 @@ static int make_directory(struct failure *f)
 {
 	struct stat st;
 
-	if (mkdir(RUN_DIR, 0755) && errno != EEXIST)
+	if (mkdir(RUN_DIR, 0750) && errno != EEXIST)
 		return fail(f, -errno, "cannot make %s: %m", RUN_DIR);
 	if (lstat(RUN_DIR, &st))
 		return fail(f, -errno, "cannot look at %s: %m", RUN_DIR);

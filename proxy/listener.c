@@ -22,6 +22,8 @@
 #define KEEPALIVE_IDLE_S     60
 #define KEEPALIVE_INTERVAL_S 10
 #define SELFTEST_PORT	     9
+#define MARK_TRIES	     5
+#define MARK_MS		     10
 
 /* The discard port here: should the connection not be redirected, it leaves the host in no case. */
 static const struct tp_endpoint selftest_dst[FAMILY_COUNT] = {
@@ -143,9 +145,15 @@ int listener_is(const struct proxy *p, const struct tp_endpoint *ep)
 static int mark_set(const struct proxy *p, int fd, enum tp_role role)
 {
 	struct tp_mark mark = {.role = role, .slot = p->shared->slot, .netns = p->shared->netns};
+	int map = p->instance.map[PIN_MAP_listeners];
 
-	return bpf_map_update_elem(p->instance.map[PIN_MAP_listeners], &fd, &mark, BPF_ANY) ? -errno
-											    : 0;
+	/* The kernel makes a new one each time, and what it makes it from is short for moments. */
+	for (int try = 0; bpf_map_update_elem(map, &fd, &mark, BPF_ANY); try++) {
+		if (errno != ENOMEM || try == MARK_TRIES)
+			return -errno;
+		poll(NULL, 0, MARK_MS);
+	}
+	return 0;
 }
 
 /*
@@ -274,11 +282,18 @@ int listener_trust(struct proxy *p, struct failure *f)
 	return 0;
 }
 
-void listener_distrust(struct proxy *p)
+int listener_distrust(struct proxy *p)
 {
-	for (int i = 0; i < LISTENER_COUNT; i++)
-		if (p->shared->listener[i] >= 0)
-			mark_set(p, p->shared->listener[i], TP_ROLE_LEAVING);
+	int ret = 0;
+
+	for (int i = 0; i < LISTENER_COUNT; i++) {
+		int err = p->shared->listener[i] < 0
+				  ? 0
+				  : mark_set(p, p->shared->listener[i], TP_ROLE_LEAVING);
+
+		ret = ret ?: err;
+	}
+	return ret;
 }
 
 void listener_disown(struct proxy *p)
@@ -290,7 +305,8 @@ void listener_disown(struct proxy *p)
 		__atomic_store_n(&slot->tgid, UINT32_MAX, __ATOMIC_RELEASE);
 }
 
-int listener_owns_slot(const struct proxy *p)
+/* Whether the slot in map_config is still this proxy's; a successor may have taken it over. */
+static int owns_slot(const struct proxy *p)
 {
 	const struct tp_proxy *slots = p->instance.config ? p->instance.config->proxies : NULL;
 	uint32_t slot = p->shared->slot;
@@ -303,7 +319,7 @@ void listener_close(struct proxy *p)
 {
 	for (int i = 0; i < LISTENER_COUNT; i++)
 		p->shared->listener[i] = fd_close(p->shared->listener[i]);
-	if (!listener_owns_slot(p))
+	if (!owns_slot(p))
 		return;
 	hold_withdraw(p);
 	routes_withdraw(p);

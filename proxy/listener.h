@@ -30,11 +30,8 @@ int listener_selftest(struct proxy *p, void (*accepted)(struct proxy *p, int fd)
 /* The worker has died: its pid, which anybody may be given now, exempts nobody. The slot stays. */
 void listener_disown(struct proxy *p);
 
-/* Whether the slot in map_config is still this proxy's; a successor may have taken it over. */
-int listener_owns_slot(const struct proxy *p);
-
-/* No further client is sent here; those on their way can still come in. */
-void listener_distrust(struct proxy *p);
+/* No further client is sent here; those on their way can still come in. 0 or -errno. */
+int listener_distrust(struct proxy *p);
 
 /* Closes the listeners and frees the slot in map_config. */
 void listener_close(struct proxy *p);

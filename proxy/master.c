@@ -450,7 +450,10 @@ static void check_grace(struct master *m)
 	if (m->distrusted || (m->p->offer && !m->claimed) || !m->idle_ms ||
 	    monotonic_ms() < m->idle_ms + m->p->settings.grace)
 		return;
-	listener_distrust(m->p);
+	if (listener_distrust(m->p)) {
+		m->idle_ms += PAUSE_MAX_MS; /* then it is tried again */
+		return;
+	}
 	m->distrusted = 1;
 	log_error("no worker has come to serve for %llu ms: the failure policy decides about new "
 		  "connections until one does",

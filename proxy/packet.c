@@ -111,15 +111,17 @@ size_t packet_syn(const struct packet_flow *flow, const struct tp_syn *syn,
 		       sizeof(*grant), out);
 }
 
-size_t packet_reset(const struct packet_flow *flow, uint32_t syn_seq, uint8_t out[PACKET_MAX])
+/* What a closed port answers to the SYN: the client's connect() fails with ECONNREFUSED. */
+static size_t reset(const struct packet_flow *flow, uint32_t syn_seq, uint8_t out[PACKET_MAX])
 {
 	struct tcphdr tcp = {.ack_seq = htonl(syn_seq + 1), .rst = 1, .ack = 1};
 
 	return put_tcp(&flow->listener, &flow->client, &tcp, "", 0, "", 0, out);
 }
 
-size_t packet_icmp(const struct packet_flow *flow, uint32_t syn_seq, uint8_t type, uint8_t code,
-		   uint8_t out[PACKET_MAX])
+/* An ICMP or ICMPv6 error about the SYN. */
+static size_t icmp_about(const struct packet_flow *flow, uint32_t syn_seq, uint8_t type,
+			 uint8_t code, uint8_t out[PACKET_MAX])
 {
 	int v4 = flow->client.family == AF_INET;
 	size_t embedded_ip = v4 ? sizeof(struct iphdr) : sizeof(struct ip6_hdr);
@@ -179,14 +181,14 @@ size_t packet_error(const struct packet_flow *flow, uint32_t syn_seq, int error,
 	struct icmp_error found = v4 ? icmp_errors[0].v4 : icmp_errors[0].v6;
 
 	if (error == ECONNREFUSED && !by_icmp)
-		return packet_reset(flow, syn_seq, out);
+		return reset(flow, syn_seq, out);
 	for (size_t i = 0; i < sizeof(icmp_errors) / sizeof(*icmp_errors); i++) {
 		struct icmp_error e = v4 ? icmp_errors[i].v4 : icmp_errors[i].v6;
 
 		if (icmp_errors[i].error == error && e.type)
 			found = e;
 	}
-	return packet_icmp(flow, syn_seq, found.type, found.code, out);
+	return icmp_about(flow, syn_seq, found.type, found.code, out);
 }
 
 size_t packet_segment(const struct packet_flow *flow, const uint8_t *segment, size_t len,

@@ -25,13 +25,6 @@ struct packet_flow {
 size_t packet_syn(const struct packet_flow *flow, const struct tp_syn *syn,
 		  const struct tp_grant *grant, uint8_t out[PACKET_MAX]);
 
-/* What a closed port answers to the SYN: the client's connect() fails with ECONNREFUSED. */
-size_t packet_reset(const struct packet_flow *flow, uint32_t syn_seq, uint8_t out[PACKET_MAX]);
-
-/* An ICMP or ICMPv6 error about the SYN. */
-size_t packet_icmp(const struct packet_flow *flow, uint32_t syn_seq, uint8_t type, uint8_t code,
-		   uint8_t out[PACKET_MAX]);
-
 /* A segment of the client's, TCP header and data, of at least 20 and at most TP_STRAY_MAX bytes. */
 size_t packet_segment(const struct packet_flow *flow, const uint8_t *segment, size_t len,
 		      uint8_t out[PACKET_MAX + TP_STRAY_MAX]);

@@ -24,7 +24,8 @@
 
 #define ROUTES_MAX  512 /* with more than that a host is a router, and has a default route */
 #define SETTLE_MS   100 /* routes that flap are not followed more often */
-#define MAPPED_BITS 96	/* before an IPv4 address */
+#define RETRY_MS    1000
+#define MAPPED_BITS 96 /* before an IPv4 address */
 #define NETNS_BITS  64
 #define MAX_ERRNO   4095
 
@@ -221,7 +222,8 @@ static int in_snapshot(const struct snapshot *snap, const struct tp_route_key *k
 	return 0;
 }
 
-static void publish(struct proxy *p, const struct snapshot *snap)
+/* 0 or -errno: then it is not all there, and what is may be wrong without the rest. */
+static int publish(struct proxy *p, const struct snapshot *snap)
 {
 	int map = p->instance.map[PIN_MAP_routes];
 	struct tp_route_key key, next, *at = NULL;
@@ -229,9 +231,10 @@ static void publish(struct proxy *p, const struct snapshot *snap)
 	/* First where routes are, then what is said of the rest: never too much in between. */
 	for (int errors = 0; errors <= 1; errors++)
 		for (size_t i = 0; i < snap->count; i++)
-			if (!!snap->routes[i].error == errors)
-				bpf_map_update_elem(map, &snap->routes[i].key,
-						    &snap->routes[i].error, BPF_ANY);
+			if (!!snap->routes[i].error == errors &&
+			    bpf_map_update_elem(map, &snap->routes[i].key, &snap->routes[i].error,
+						BPF_ANY))
+				return -errno;
 	while (!bpf_map_get_next_key(map, at, &next)) {
 		if (at && at->netns == p->netns && !in_snapshot(snap, at))
 			bpf_map_delete_elem(map, at);
@@ -240,19 +243,24 @@ static void publish(struct proxy *p, const struct snapshot *snap)
 	}
 	if (at && at->netns == p->netns && !in_snapshot(snap, at))
 		bpf_map_delete_elem(map, at);
+	return 0;
 }
 
+/* 0, or -errno where they could not be read. What did not come about is tried again. */
 static int republish(struct proxy *p)
 {
 	struct snapshot snap = {.routes = calloc(ROUTES_MAX, sizeof(*snap.routes))};
-	int err;
+	int err = snap.routes ? take_snapshot(p, &snap) : -ENOMEM;
+	int lost = err ?: publish(p, &snap);
 
-	if (!snap.routes)
-		return -ENOMEM;
-	err = take_snapshot(p, &snap);
-	if (err)
-		snap.count = 0; /* claim nothing rather than something stale */
-	publish(p, &snap);
+	p->routes_due = 0;
+	p->routes_ms = p->now_ms;
+	if (lost) { /* claim nothing rather than something wrong */
+		snap.count = 0;
+		publish(p, &snap);
+		p->routes_due = 1;
+		p->routes_ms += RETRY_MS - SETTLE_MS;
+	}
 	free(snap.routes);
 	return err;
 }
@@ -292,8 +300,6 @@ void routes_settle(struct proxy *p)
 {
 	if (!p->routes_due || p->now_ms < p->routes_ms + SETTLE_MS)
 		return;
-	p->routes_due = 0;
-	p->routes_ms = p->now_ms;
 	republish(p);
 }
 

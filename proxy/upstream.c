@@ -117,8 +117,10 @@ int upstream_connect(const struct proxy *p, struct session *s)
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	session_close_resets(fd, 1);
 	keep_alive(p, fd);
-	if (s->client.mark)
-		setsockopt(fd, SOL_SOCKET, SO_MARK, &s->client.mark, sizeof(s->client.mark));
+	/* Without it the connection might take another way than the client's. */
+	if (s->client.mark &&
+	    setsockopt(fd, SOL_SOCKET, SO_MARK, &s->client.mark, sizeof(s->client.mark)))
+		return -errno;
 	err = bind_as_client(fd, &s->client);
 	if (err)
 		return err;

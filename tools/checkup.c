@@ -8,11 +8,10 @@
 
 #include "lib/instance.h"
 #include "lib/mounts.h"
+#include "lib/opts.h"
 
 #define MAX_PROGRAMS 128
 #define FULL_PERCENT 90
-
-#define MAX_CONNECTIONS 16777216 /* tproxy-load takes no more */
 
 /* One instance under examination. */
 struct patient {
@@ -173,9 +172,9 @@ static void check_maps(const struct patient *p)
 
 		if (used * 100 < max * FULL_PERCENT)
 			continue;
-		if (max < MAX_CONNECTIONS)
+		if (max < TP_MAX_RECORDS)
 			fix = checkup_load_command(
-				p->in, 4 * max < MAX_CONNECTIONS ? 4 * max : MAX_CONNECTIONS);
+				p->in, 4 * max < TP_MAX_RECORDS ? 4 * max : TP_MAX_RECORDS);
 		finding(p->findings, PROBE_WARN, p->name, fix,
 			"%s holds %" PRIu64 " of at most %" PRIu64 " entries", name, used, max);
 	}
@@ -207,7 +206,7 @@ static void report_program(json_t *findings, const char *what, const char *hook,
 		bpf_obj_get_info_by_fd(fd, &info, &len);
 	snprintf(fix, sizeof(fix), "see whose it is: bpftool prog show id %u; bpftool cgroup tree",
 		 id);
-	if (!strncmp(info.name, "tp_", 3)) {
+	if (!strncmp(info.name, PIN_OBJECT_PREFIX, strlen(PIN_OBJECT_PREFIX))) {
 		finding(findings, PROBE_FAIL, what, fix,
 			"a program of tproxy (id %u, '%.*s') is on the hook %s, but no instance "
 			"here has it: it was loaded where another bpffs is at " BPFFS_ROOT
@@ -299,11 +298,10 @@ static void put_quoted(FILE *out, const char *text)
 static int config_has_cgroups(const char *name)
 {
 	FILE *file _cleanup_file_ = NULL;
-	char *line _cleanup_free_ = NULL, path[64 + TP_NAME_LEN], equals[2];
+	char *line _cleanup_free_ = NULL, path[CONFIG_PATH_MAX], equals[2];
 	size_t size = 0;
 
-	snprintf(path, sizeof(path), "/etc/tproxy/%s.conf", name);
-	file = fopen(path, "re");
+	file = fopen(opts_config_path(name, path), "re");
 	while (file && getline(&line, &size, file) > 0)
 		if (sscanf(line, " cgroup %1[=]", equals) == 1)
 			return 1;

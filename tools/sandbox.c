@@ -10,7 +10,6 @@
 #include "lib/mounts.h"
 #include "process.h"
 
-#define LOCK_DIR      "/run/tproxy-load"
 #define LOCK_SUFFIX   ".lock"
 #define CGROUP_PREFIX "tproxy-"
 

@@ -408,12 +408,14 @@ def writable_again_after_a_stall(stage):
     """POLLOUT goes when the peer does not read, and comes back when it does."""
     client, server = stage.pair()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
-    chunk, sent = bytes(65536), 0
-    while poll_now(client, select.POLLOUT, 0.3):
+    chunk, sent, full = bytes(65536), 0, 0
+    while full < 2:  # a while later, too: some more fits before POLLOUT says so
         try:
             sent += client.send(chunk)
+            full = 0
         except BlockingIOError:
-            pass
+            full += 1
+            poll_now(client, select.POLLOUT, 0.3)
     stage.poll("stalled", client)
     stage.attempt("send", client.send, b"x", socket.MSG_NOSIGNAL)
     data, end = stage.read(server, sent)

@@ -3,6 +3,7 @@
 
 import asyncio
 import errno
+import functools
 import os
 import select
 import socket
@@ -17,6 +18,16 @@ from .stage import bits, name_of, poll_now, raw_connect, reset, sockaddr
 TCP_FASTOPEN_CONNECT, TCP_USER_TIMEOUT, TCP_ULP = 30, 18, 31
 MSG_FASTOPEN = 0x20000000
 IPPROTO_MPTCP = 262
+
+
+@functools.cache
+def mptcp():
+    """MPTCP sockets (5.6, where it is configured)"""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP).close()
+    except OSError:
+        return False
+    return True
 NO_COOKIE = 7  # the host at which nobody offers TCP Fast Open
 
 # Values that a client may have set; what it reads back must be what it set, or the default.
@@ -187,7 +198,7 @@ def TCP_FASTOPEN_CONNECT_refused(stage):
     stage.connect(client, stage.closed_port(NO_COOKIE))
 
 
-@scenario()
+@scenario(needs=mptcp)
 def an_MPTCP_client(stage):
     """Whatever it falls back to."""
     listener = stage.listener()
@@ -203,7 +214,7 @@ def an_MPTCP_client(stage):
     stage.receive("client", client)
 
 
-@scenario()
+@scenario(needs=mptcp)
 def an_MPTCP_client_and_server(stage):
     listener = stage.listener(protocol=IPPROTO_MPTCP)
     client = stage.socket(protocol=IPPROTO_MPTCP)
@@ -219,13 +230,13 @@ def an_MPTCP_client_and_server(stage):
     stage.receive("client", client)
 
 
-@scenario()
+@scenario(needs=mptcp)
 def an_MPTCP_client_refused(stage):
     client = stage.socket(protocol=IPPROTO_MPTCP)
     stage.connect(client, stage.closed_port())
 
 
-@scenario(modes=("blocking",))
+@scenario(modes=("blocking",), needs=mptcp)
 def an_MPTCP_client_nowhere(stage):
     client = stage.socket(protocol=IPPROTO_MPTCP)
     stage.connect(client, (stage.pick("10.99.0.1", "fd99::1"), 80))

@@ -4,15 +4,20 @@
 FAMILIES = ("v4", "v6", "mapped")
 MODES = ("blocking", "non-blocking")
 
-scenarios = {}
+scenarios, needed = {}, {}
 
 
-def scenario(families=FAMILIES, modes=MODES):
-    """Registers a function of a Stage; its name, with spaces, is the scenario's name."""
+def scenario(families=FAMILIES, modes=MODES, needs=None):
+    """
+    Registers a function of a Stage; its name, with spaces, is the scenario's name. `needs`: a probe of
+    what not every kernel has.
+    """
     def register(function):
         name = function.__name__.replace("_", " ")
         assert name not in scenarios, name
         scenarios[name] = (function, families, modes)
+        if needs:
+            needed[name] = needs
         return function
     return register
 

@@ -5,7 +5,7 @@ import difflib
 import functools
 import os
 
-from harness import Failed
+from harness import Failed, Skip
 
 from . import connecting, ends, failing, names, options, urgent  # noqa: F401  for their scenarios
 from . import registry, torture, worlds
@@ -30,7 +30,10 @@ def outcomes():
 
 
 def compare(index):
-    """Raises Failed, with both transcripts, if a run's are not the same."""
+    """Raises Failed, with both transcripts, if a run's are not the same; Skip, if it could not be."""
+    probe = registry.needed.get(jobs()[index][0], lambda: True)
+    if not probe():
+        raise Skip(f"this kernel fails the probe: {probe.__doc__}")
     direct, proxied = (world.get(index, (["did not run"], "", 0)) for world in outcomes())
     if max(direct[2], proxied[2]) > 5:
         print(f"# {label(jobs()[index])} took {direct[2]:.1f} s and {proxied[2]:.1f} s")

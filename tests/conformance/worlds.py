@@ -23,7 +23,7 @@ from .stage import Stage, libc
 
 PR_SET_PDEATHSIG = 1
 WORKERS = 6  # they mostly wait
-STUCK = 40  # seconds for one run
+STUCK = 120  # seconds for one run
 
 # Beyond loopback: a neighbour with servers, one that is not there, the reflector, bad routes.
 NETWORK = """

@@ -7,7 +7,6 @@ CONNECTIONS set how many there are at least; UPGRADES, KILLS and MEGABYTES are f
 
 import contextlib
 import os
-import pathlib
 import random
 import shutil
 import statistics

@@ -3,10 +3,11 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 
-from harness import (LOAD, TPROXY, UNPRIVILEGED, Sandbox, Server, banner, case, case_for, echo, in_netns,
+from harness import (LOAD, ROOT, TPROXY, UNPRIVILEGED, Sandbox, Server, banner, case, case_for, echo, in_netns,
                      line, main, netns_cookies, new_netns, run, wait_for)
 from harness.pins import HOOKS, object_ids, pretend_another_abi
 
@@ -254,7 +255,8 @@ def the_fix_of_doctor_keeps_every_setting():
             "--cgroup", odd, *words).stderr
         for pin in box.pins.glob("link_*"):
             pin.unlink()
-        assert all("each --cgroup as it was loaded" in one for one in fixes(box)), fixes(box)
+        found = fixes(box)
+        assert found and all("each --cgroup as it was loaded" in one for one in found), found
 
 
 @case
@@ -298,6 +300,30 @@ def an_ordinary_user_is_told_what_he_cannot_see():
         assert "root" in done.stdout, done.stdout
         done = run([*UNPRIVILEGED, TPROXY, "status"], check=False)
         assert "root" in done.stdout + done.stderr, done
+
+
+# --- bpftool --------------------------------------------------------------------------------------
+
+def field_names(tree):
+    """Of all structures in what bpftool dumped."""
+    if isinstance(tree, list):
+        return set().union(*map(field_names, tree))
+    if isinstance(tree, dict):
+        return set(tree).union(*map(field_names, tree.values()))
+    return set()
+
+
+@case
+def the_page_on_bpftool_shows_what_there_is():
+    """Every field of the maps that it dumps, and every pin but those of links, named by cgroup."""
+    text = (ROOT / "docs/inspecting.md").read_text()
+    with Sandbox() as box, Server("10.77.0.1", banner) as server, box.connect(server.address) as client:
+        line(client)
+        fields = set().union(*(field_names(box.map(name)) for name in ("socks", "ports", "doors", "config")))
+        pins = {pin.name for pin in box.pins.iterdir() if not pin.name.startswith("link_")}
+    for shown, real in ((r'^ +"(\w+)": ', fields), (r"^    ((?:map|prog)_\w+)$", pins)):
+        differ = real ^ set(re.findall(shown, text, re.MULTILINE))
+        assert not differ, differ
 
 
 main()

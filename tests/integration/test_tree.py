@@ -4,6 +4,7 @@
 import os
 import pathlib
 import re
+import shlex
 
 from harness import LOAD, O, ROOT, TPROXY, TPROXYD, Failed, case, case_for, main, run, tmpdir
 
@@ -180,9 +181,9 @@ def the_demo_shows_a_session():
 @case
 def the_demo_runs_any_command():
     """Through make, as README says, so that its quoting is part of the test."""
-    command = "echo it's \\$HOME"
-    shown = make("-n", "run", f"CMD={command}").stdout
-    assert "tests/demo" in shown, shown
+    command = "echo it's \"$HOME\" `tty` $(id)"
+    shown = make("-n", "run", f"CMD={command}").stdout.splitlines()[-1]
+    assert shlex.split(shown)[-2:] == ["tests/demo", command], shown
     done = run([ROOT / "tests/demo", "echo \"it's $0\"; exit 3"], check=False,
                env=dict(os.environ, O=str(O)))
     assert done.returncode == 3 and "it's sh" in done.stdout, done
@@ -200,7 +201,7 @@ def sources():
         directories[:] = [name for name in directories if name not in skipped]
         for name in files:
             path = pathlib.Path(directory, name)
-            if path.suffix in SOURCE or name in ("Makefile", "run", "demo"):
+            if path.suffix in SOURCE or name in ("Makefile", "boot", "demo", "init", "run"):
                 yield path
 
 

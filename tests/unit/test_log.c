@@ -39,21 +39,6 @@ static void test_next_interval_tells_what_was_missed(void **state)
 	assert_int_equal(missed, 0);
 }
 
-static void test_level_names(void **state)
-{
-	int level = 99;
-
-	(void)state;
-	assert_int_equal(log_level_parse("err", &level), 0);
-	assert_int_equal(level, LOG_ERR);
-	assert_int_equal(log_level_parse("debug", &level), 0);
-	assert_int_equal(level, LOG_DEBUG);
-	level = 99;
-	assert_int_equal(log_level_parse("loud", &level), -EINVAL);
-	assert_int_equal(log_level_parse("", &level), -EINVAL);
-	assert_int_equal(level, 99); /* not clobbered */
-}
-
 /* What log_write() puts on stderr; returned in buf. */
 static const char *written(int priority, const char *text, char *buf, size_t size)
 {
@@ -149,7 +134,6 @@ int main(void)
 		cmocka_unit_test(test_a_full_device_costs_lines),
 		cmocka_unit_test(test_burst_then_silence),
 		cmocka_unit_test(test_next_interval_tells_what_was_missed),
-		cmocka_unit_test(test_level_names),
 		cmocka_unit_test(test_lines),
 	};
 

@@ -29,7 +29,7 @@ NAME = re.compile(r"linux-image-(?P<release>(?P<version>\d+\.\d+\.\d+)\S*-cloud-
 
 # Subsystems of which a test may want a module; the rest of the hundreds is left out.
 MODULES = ("kernel/net", "kernel/lib", "kernel/crypto", "kernel/drivers/net/dummy",
-           "kernel/drivers/net/veth")
+           "kernel/drivers/net/tun", "kernel/drivers/net/veth")
 
 # The compressed kernel in a bzImage (Documentation/arch/x86/boot.rst) and what opens it. Started
 # from the ELF file, a kernel is spared unpacking itself, which takes seconds under emulation.

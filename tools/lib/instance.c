@@ -180,7 +180,8 @@ int instance_open_doorman(const char *name, struct failure *f)
 {
 	LIBBPF_OPTS(bpf_obj_get_opts, read_only, .file_flags = BPF_F_RDONLY);
 	char path[PATH_MAX];
-	int fd = bpf_obj_get_opts(instance_pin(name, PIN_PROG_PREFIX "doorman", path), &read_only);
+	int fd = bpf_obj_get_opts(instance_pin(name, pin_progs[PIN_PROG_doorman].pin, path),
+				  &read_only);
 
 	if (fd < 0)
 		return fail(f, -errno,

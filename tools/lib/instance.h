@@ -72,7 +72,8 @@ const char *instance_pin(const char *name, const char *object, char buf[PATH_MAX
 
 /* Where our programs keep what lasts until the host is restarted. */
 #define RUN_DIR	     "/run/tproxy"
-#define RUN_PATH_LEN 100 /* what fits in an address */
+#define LOCK_DIR     "/run/tproxy-load" /* of root's programs; RUN_DIR's user need not be root */
+#define RUN_PATH_LEN 100		/* what fits in an address */
 
 /* The control socket of the tproxyd that serves the instance in this network namespace: NAME@INODE
  * in RUN_DIR, where the inode number is the namespace's, and goes to ret_netns (may be NULL). */

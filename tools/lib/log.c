@@ -39,25 +39,6 @@ void log_set_level(int max)
 	log_max = max;
 }
 
-int log_level_parse(const char *word, int *ret_level)
-{
-	static const struct {
-		const char *word;
-		int level;
-	} levels[] = {{"err", LOG_ERR},
-		      {"warning", LOG_WARNING},
-		      {"notice", LOG_NOTICE},
-		      {"info", LOG_INFO},
-		      {"debug", LOG_DEBUG}};
-
-	for (size_t i = 0; i < ARRAY_SIZE(levels); i++)
-		if (!strcmp(word, levels[i].word)) {
-			*ret_level = levels[i].level;
-			return 0;
-		}
-	return -EINVAL;
-}
-
 size_t log_prefix(int priority, char *buf, size_t size)
 {
 	if (log_journal)

@@ -18,9 +18,6 @@ void log_init(const char *program);
 /* max: least important priority that is written (LOG_ERR..LOG_DEBUG); LOG_INFO at start. */
 void log_set_level(int max);
 
-/* Parses err, warning, notice, info or debug. Returns 0, or -EINVAL. */
-int log_level_parse(const char *word, int *ret_level);
-
 void log_write(int priority, const char *fmt, ...) _printf_(2, 3);
 
 /* For callers that put lines together themselves: what goes before a message (the length written),

@@ -197,19 +197,22 @@ static int file_entry(void *user, const char *section, const char *key, const ch
 	return 0;
 }
 
-int opts_read_file(const struct opt_program *prog, void *settings, struct failure *f)
+const char *opts_config_path(const char *name, char buf[CONFIG_PATH_MAX])
+{
+	snprintf(buf, CONFIG_PATH_MAX, "/etc/tproxy/%s.conf", name);
+	return buf;
+}
+
+static int read_file(const struct opt_program *prog, void *settings, struct failure *f)
 {
 	struct opt_common *common = settings;
 	struct failure why = {{0}};
 	struct file_state st = {prog, settings, &why, 0};
-	char path[256];
+	char usual[CONFIG_PATH_MAX];
+	const char *path = common->config ?: opts_config_path(common->name, usual);
 	FILE *file _cleanup_file_ = NULL;
 	int line;
 
-	if (common->config)
-		snprintf(path, sizeof(path), "%s", common->config);
-	else
-		snprintf(path, sizeof(path), "/etc/tproxy/%s.conf", common->name);
 	file = fopen(path, "re");
 	if (!file) {
 		if (!common->config && errno == ENOENT)
@@ -324,7 +327,7 @@ int opts_parse(const struct opt_program *prog, int argc, char **argv, void *sett
 	if (r)
 		return r;
 	if (prog->section) {
-		r = opts_read_file(prog, settings, f);
+		r = read_file(prog, settings, f);
 		if (r)
 			return r;
 	}

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "../../bpf/abi.h"
 #include "failure.h"
 
 enum opt_type {
@@ -82,8 +83,9 @@ enum { OPTS_RUN = 0, OPTS_DONE = 1 /* --help or --version was answered */ };
 int opts_parse(const struct opt_program *prog, int argc, char **argv, void *settings, int *ret_next,
 	       struct failure *f);
 
-/* Only the file; for a reload. A missing default file is no error. */
-int opts_read_file(const struct opt_program *prog, void *settings, struct failure *f);
+/* The file that is read where none is named; a missing one is no error. */
+#define CONFIG_PATH_MAX (sizeof("/etc/tproxy/.conf") + TP_NAME_LEN)
+const char *opts_config_path(const char *name, char buf[CONFIG_PATH_MAX]);
 
 /* Sets one value from text. Exported for tests and fuzzers. */
 int opt_set(const struct opt *opt, void *settings, const char *text, struct failure *f);

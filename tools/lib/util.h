@@ -10,8 +10,6 @@
 #include <unistd.h>
 
 #define ARRAY_SIZE(a)	   (sizeof(a) / sizeof((a)[0]))
-#define STRINGIFY_(x)	   #x
-#define STRINGIFY(x)	   STRINGIFY_(x)
 #define _cleanup_(f)	   __attribute__((cleanup(f)))
 #define _printf_(fmt, arg) __attribute__((format(printf, fmt, arg)))
 
