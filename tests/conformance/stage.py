@@ -201,7 +201,7 @@ class Stage:
         self.note(what, name_of(error))
         return error
 
-    def timed_connect(self, sock, address, what="connect", limit=0.5):
+    def timed_connect(self, sock, address, what="connect", limit=0.9):
         """The same, and notes whether the answer came at once: before any timer could fire."""
         started = time.monotonic()
         error = sock.connect_ex(address)

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
 The system calls by which a command changes what outlives it, and trouble at each of them, or at
-STEPS of them picked at random (5; 0: at each).
+STEPS of them picked at random (5; 0: at each); and strace on what runs already.
 """
 
 import os
 import random
 import re
+import signal
+import subprocess
 
-from .system import run, tmpdir
+from .system import Failed, run, tmpdir
 
 # Calls that change what outlives the process; exit_group: everything is done.
 CALLS = "bpf,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,mount,munmap,exit_group"
@@ -62,3 +64,20 @@ def some(points):
     if not STEPS or STEPS >= len(points):
         return points
     return [points[i] for i in sorted(random.sample(range(len(points)), STEPS))]
+
+
+class Traced:
+    """strace on a process that runs; it ends with the block, or with the process."""
+
+    def __init__(self, pid, *words):
+        self.process = subprocess.Popen(["strace", *words, "-p", str(pid)], stderr=subprocess.PIPE,
+                                        text=True)
+        if "attached" not in (said := self.process.stderr.readline()):
+            raise Failed(f"strace: {said}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.send_signal(signal.SIGINT)  # it detaches
+        self.process.communicate()

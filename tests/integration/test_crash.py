@@ -4,6 +4,7 @@ Workers that are killed, masters that are killed, reloads, crash loops: what doc
 That nobody notices any of it under load is for test_restart.py.
 """
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import threading
 from harness import (TPROXYD, Failed, Sandbox, Server, banner, case, case_for, echo, line, main,
                      redirected, refusal, tmpdir, wait_for)
 from harness.load import HERE, children, held_client, registered, worker
+from harness.steps import Traced
 from harness.system import has_ended
 
 
@@ -114,26 +116,45 @@ def is_refused(box, address):
         return client.connect_ex(address) == refusal()
 
 
+@contextlib.contextmanager
+def crash_loop(box):
+    over = threading.Event()
+    killer = threading.Thread(target=keep_killing, args=(box, over), daemon=True)
+    killer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        killer.join()
+
+
 @case
 def a_crash_loop_ends_in_the_policy_and_keeps_the_sessions():
     with Sandbox(load=("--on-proxy-down", "refuse"), proxy=("--grace", "500ms")) as box:
         with Server(HERE, echo) as server, box.connect(server.address) as client:
-            over = threading.Event()
-            killer = threading.Thread(target=keep_killing, args=(box, over), daemon=True)
-            killer.start()
-            try:
+            with crash_loop(box):
                 box.proxy.wait_log("the failure policy decides")
                 # A worker that the killer was too slow for may have served in between.
                 wait_for(lambda: is_refused(box, server.address), "a refusal by the policy")
                 assert "after a pause" in box.proxy.log(), box.proxy.log()
-            finally:
-                over.set()
-                killer.join()
             box.proxy.wait_log("a worker serves again")
             client.sendall(b"still")
             assert client.recv(5, socket.MSG_WAITALL) == b"still"
             with box.connect(server.address) as another:
                 assert redirected(another)
+
+
+@case
+def a_crash_loop_ends_in_the_policy_though_memory_is_short_for_a_while():
+    """The listener's mark cannot be taken off at first."""
+    with Sandbox(load=("--on-proxy-down", "refuse"), proxy=("--grace", "500ms")) as box, \
+            Server(HERE, echo) as server, tmpdir() as directory:
+        log = directory / "strace"
+        with Traced(box.proxy.pid, "-o", log, "-e", "trace=bpf", "-e",
+                    "inject=bpf:error=ENOMEM:when=1..20"), crash_loop(box):
+            box.proxy.wait_log("the failure policy decides")
+            assert log.read_text().count("INJECTED") == 20
+            wait_for(lambda: is_refused(box, server.address), "a refusal by the policy")
 
 
 @case

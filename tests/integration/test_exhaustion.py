@@ -17,6 +17,7 @@ import time
 
 from harness import (NO_SHARES, PROXY_PORTS, Sandbox, Server, Skip, case, case_for, echo, main, redirected, run,
                      tmpdir, wait_for)
+from harness.steps import Traced
 
 STARVED_S = 3  # for how long CPU time is measured
 
@@ -323,6 +324,27 @@ def assert_lines_lost(box, server):
     with little_cpu(box):
         assert_serves(box, server, 200)
     wait_for(lambda: box.proxy_counters()["log_lines_lost"] >= 150, "lost lines")
+
+
+@case
+def memory_for_a_route():
+    """What is known of routes is all there, or nothing, and a while later all."""
+    def known():
+        return {(tuple(entry["key"]["ip"]), entry["key"]["prefixlen"]): entry["value"]
+                for entry in box.map("routes")}
+
+    with Sandbox() as box, tmpdir() as directory:
+        log, before = directory / "strace", known()
+        assert before
+        with Traced(box.proxy.worker, "-o", log, "-e", "trace=bpf", "-e",
+                    "inject=bpf:error=ENOMEM:when=2"):
+            run(["ip", "route", "add", "prohibit", "10.99.0.0/16"])
+            try:
+                wait_for(lambda: "INJECTED" in log.read_text() and not known(), "nothing to be known")
+                wait_for(lambda: len(known()) == len(before) + 1, "all to be known")
+            finally:
+                run(["ip", "route", "del", "prohibit", "10.99.0.0/16"])
+        wait_for(lambda: known() == before, "what there was")
 
 
 @case

@@ -7,30 +7,12 @@ harness/steps.py): the session goes on, and its server sees one connection, not 
 import random
 import signal
 import socket
-import subprocess
 
 from harness import (Failed, Sandbox, Server, Stress, case, case_for, main, quiet_direct_path, tmpdir,
                      wait_for)
-from harness.steps import some
+from harness.steps import Traced, some
 
 HERE = "10.77.0.1"
-
-
-class Traced:
-    """strace on the worker of a box; it ends with the block, or with the worker."""
-
-    def __init__(self, box, *words):
-        self.process = subprocess.Popen(["strace", *words, "-p", str(box.proxy.worker)],
-                                        stderr=subprocess.PIPE, text=True)
-        if "attached" not in (said := self.process.stderr.readline()):
-            raise Failed(f"strace: {said}")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.send_signal(signal.SIGINT)  # it detaches
-        self.process.communicate()
 
 
 def echo_and_reset(connection):
@@ -70,7 +52,7 @@ def kill_points(box, server, what, reset):
     """(call, its number) of each call of an undisturbed session."""
     with tmpdir() as directory:
         log = directory / "strace"
-        with Traced(box, "-o", str(log)):
+        with Traced(box.proxy.worker, "-o", str(log)):
             what(box, server, reset)
             box.wait_no_records()
         counts, points = {}, []
@@ -90,7 +72,7 @@ def a_worker_may_die_before_any_call(what, reset, connections):
         points, met = some(kill_points(box, server, what, reset)), 0
         for call, number in points:
             before, served = len(server.peers), box.proxy.times_served()
-            with Traced(box, "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}",
+            with Traced(box.proxy.worker, "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={number}",
                         "-o", "/dev/null") as strace:
                 what(box, server, reset)
                 box.wait_no_records()
@@ -117,7 +99,7 @@ def a_worker_may_die_before_any_call_under_load():
                 # Workers that die one after the other are started after pauses.
                 made, served = load.check()["connections"], box.proxy.times_served()
                 load.wait(lambda report: report["connections"] > made + 40, "load")
-                with Traced(box, "-e", f"trace={call}", "-e",
+                with Traced(box.proxy.worker, "-e", f"trace={call}", "-e",
                             f"inject={call}:signal=KILL:when={number}", "-o", "/dev/null"):
                     load.wait(lambda _: box.proxy.times_served() > served, "the next worker")
         load.finish()
