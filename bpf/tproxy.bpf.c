@@ -173,13 +173,16 @@ int tp_getpeername6(struct bpf_sock_addr *ctx)
 
 /*
  * Only what the socket has for the redirected connection is answered otherwise: not what it has
- * before or after, bound or disconnected. One whose connection failed may be bound to the same
- * source still.
+ * before or after, bound or disconnected. One that was bound to all of its source has that still
+ * when its connection failed.
  */
 static __always_inline int has_local(const struct tp_record *rec)
 {
+	const __u32 bound = TP_RECORD_BOUND_ADDR | TP_RECORD_BOUND_PORT;
+	const __u32 over = TP_REACHED_ACCEPTED | TP_REACHED_CLOSED;
+
 	return rec->local.family &&
-	       (rec->reached & (TP_REACHED_ACCEPTED | TP_REACHED_CLOSED)) != TP_REACHED_CLOSED;
+	       !((rec->flags & bound) == bound && (rec->reached & over) == TP_REACHED_CLOSED);
 }
 
 SEC("cgroup/getsockname4")
