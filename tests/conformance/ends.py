@@ -409,7 +409,7 @@ def writable_again_after_a_stall(stage):
     client, server = stage.pair()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
     chunk, sent, full = bytes(65536), 0, 0
-    while full < 2:  # a while later, too: some more fits before POLLOUT says so
+    while full < 4:  # for a while: some more fits before POLLOUT says so
         try:
             sent += client.send(chunk)
             full = 0
