@@ -18,6 +18,7 @@ from .stage import bits, name_of, poll_now, raw_connect, reset, sockaddr
 TCP_FASTOPEN_CONNECT, TCP_USER_TIMEOUT, TCP_ULP = 30, 18, 31
 MSG_FASTOPEN = 0x20000000
 IPPROTO_MPTCP = 262
+NO_COOKIE = 7  # the host at which nobody offers TCP Fast Open
 
 
 @functools.cache
@@ -28,7 +29,6 @@ def mptcp():
     except OSError:
         return False
     return True
-NO_COOKIE = 7  # the host at which nobody offers TCP Fast Open
 
 # Values that a client may have set; what it reads back must be what it set, or the default.
 OPTIONS = {
