@@ -276,8 +276,8 @@ soak: deps
 upgradetest: deps
 	$(Q)$(MAKE) --no-print-directory all tests
 	$(Q)O=$(O) UPGRADES=100 STEPS=0 TPTEST_DEADLINE=3600 \
-		tests/run integration/test_upgrade integration/test_loader_kill \
-		integration/test_worker_kill
+		tests/run integration/test_upgrade integration/test_transfer \
+		integration/test_loader_kill integration/test_worker_kill
 
 # --- the rest -------------------------------------------------------------------------------------
 

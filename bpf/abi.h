@@ -89,6 +89,18 @@ struct tp_port_key {
 	__u32 reserved;
 };
 
+static inline __attribute__((always_inline)) void tp_port_key_set(struct tp_port_key *key,
+								  __u64 netns,
+								  const struct tp_endpoint *address,
+								  __u16 proxy_port)
+{
+	key->netns = netns;
+	__builtin_memcpy(key->ip, address->ip, sizeof(key->ip));
+	key->port = address->port;
+	key->proxy_port = proxy_port;
+	key->reserved = 0;
+}
+
 /* Value of map_failed: a destination that failed a moment ago. */
 struct tp_failed {
 	__u64 until; /* CLOCK_BOOTTIME, ns */

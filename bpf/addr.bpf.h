@@ -82,14 +82,4 @@ static __always_inline int ip_is_link_local_v6(const __u8 ip[16])
 	return ip[0] == 0xfe && (ip[1] & 0xc0) == 0x80;
 }
 
-static __always_inline void port_key(struct tp_port_key *key, __u64 netns,
-				     const struct tp_endpoint *client, __u16 proxy_port)
-{
-	key->netns = netns;
-	__builtin_memcpy(key->ip, client->ip, sizeof(key->ip));
-	key->port = client->port;
-	key->proxy_port = proxy_port;
-	key->reserved = 0;
-}
-
 #endif

@@ -147,7 +147,7 @@ static __always_inline enum verdict failed_before(const struct tp_record *rec, _
 	struct tp_failed *failed;
 	struct tp_port_key key;
 
-	port_key(&key, rec->netns, &rec->dst, 0);
+	tp_port_key_set(&key, rec->netns, &rec->dst, 0);
 	failed = bpf_map_lookup_elem(&map_failed, &key);
 	if (!failed || failed->until <= bpf_ktime_get_boot_ns())
 		return VERDICT_REDIRECT;
@@ -202,7 +202,7 @@ static __always_inline int source_taken(const struct tp_record *rec)
 
 	if (!(rec->flags & TP_RECORD_BOUND_PORT))
 		return 0;
-	port_key(&key, rec->netns, &rec->src, rec->proxy_port);
+	tp_port_key_set(&key, rec->netns, &rec->src, rec->proxy_port);
 	return bpf_map_lookup_elem(&map_ports, &key) != NULL;
 }
 
@@ -294,22 +294,25 @@ static __always_inline int record_store(struct bpf_sock_addr *ctx, const struct 
 
 /*
  * Of an earlier, redirected attempt of a socket that now connects without: getpeername must not
- * answer from that one, nor may the copy that the generation before us has come back. But where
- * that has redirected this connection just now, its record is none of the earlier attempt.
+ * answer from that one, nor may the loader bring it from the generation before us. But where that
+ * has redirected this connection just now, its record is none of the earlier attempt.
  */
 static __always_inline void record_drop(struct bpf_sock_addr *ctx, const struct tp_endpoint *dst,
 					__u64 cookie)
 {
 	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
 	__u32 previous = TP_LIVE_PREVIOUS;
-	void *socks;
+	void *socks = NULL;
 
+	if (!ip_is_proxy_address((const __be32 *)dst->ip))
+		socks = bpf_map_lookup_elem(&map_live_socks, &previous);
+	if (!rec && socks)
+		rec = bpf_map_lookup_elem(socks, &cookie);
 	if (!rec)
 		return;
 	take_back(ctx, rec);
 	bpf_map_delete_elem(&map_socks, &cookie);
-	socks = bpf_map_lookup_elem(&map_live_socks, &previous);
-	if (socks && !ip_is_proxy_address((const __be32 *)dst->ip))
+	if (socks)
 		bpf_map_delete_elem(socks, &cookie);
 }
 

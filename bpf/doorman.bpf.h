@@ -103,7 +103,7 @@ packet_door(struct __sk_buff *skb, const struct tp_endpoint *client, struct tp_p
 	struct tp_door *door = bpf_map_lookup_elem(&map_doors, &listener);
 
 	if (door)
-		port_key(ret_key, door->netns, client, door->proxy_port);
+		tp_port_key_set(ret_key, door->netns, client, door->proxy_port);
 	return door;
 }
 

@@ -16,7 +16,7 @@ static __always_inline void port_free(struct tp_record *rec, __u64 cookie)
 
 	if (!rec->src.family)
 		return;
-	port_key(&key, rec->netns, &rec->src, rec->proxy_port);
+	tp_port_key_set(&key, rec->netns, &rec->src, rec->proxy_port);
 	owner = bpf_map_lookup_elem(&map_ports, &key);
 	if (owner && *owner == cookie)
 		bpf_map_delete_elem(&map_ports, &key);
@@ -172,7 +172,7 @@ static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
 	}
 	rec->src = src;
 	connect_timeout_set(ctx, rec);
-	port_key(&key, rec->netns, &src, rec->proxy_port);
+	tp_port_key_set(&key, rec->netns, &src, rec->proxy_port);
 	if (bpf_map_update_elem(&map_ports, &key, &cookie, BPF_ANY))
 		COUNT(no_port_space);
 	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
@@ -263,7 +263,7 @@ static __always_inline void proxy_accepted(struct bpf_sock_ops *ctx)
 			  ctx->remote_ip6[3]);
 	}
 	peer.port = bpf_ntohl(ctx->remote_port);
-	port_key(&key, mark->netns, &peer, ctx->local_port);
+	tp_port_key_set(&key, mark->netns, &peer, ctx->local_port);
 	cookie = bpf_map_lookup_elem(&map_ports, &key);
 	rec = cookie ? bpf_map_lookup_elem(&map_socks, cookie) : NULL;
 	if (rec && rec->reached & TP_REACHED_CLOSED)

@@ -108,7 +108,7 @@ static __always_inline const struct tp_record *lent_record(struct bpf_sock *sk)
 
 		if (!cfg->proxies[i].netns)
 			continue;
-		port_key(&key, cfg->proxies[i].netns, &src, bpf_ntohs(sk->dst_port));
+		tp_port_key_set(&key, cfg->proxies[i].netns, &src, bpf_ntohs(sk->dst_port));
 		cookie = bpf_map_lookup_elem(&map_ports, &key);
 		rec = cookie ? bpf_map_lookup_elem(&map_socks, cookie) : NULL;
 		if (rec && rec->flags & TP_RECORD_CONGESTION_LENT)

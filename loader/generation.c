@@ -15,10 +15,8 @@
 
 #include <bpf/bpf.h>
 #include <fcntl.h>
-#include <linux/membarrier.h>
 #include <poll.h>
 #include <string.h>
-#include <sys/syscall.h>
 
 #include "access.h"
 #include "load.h"
@@ -31,6 +29,7 @@
 #define QUIET_MS     60	  /* and this long without any */
 #define LOOK_MS	     20
 #define FINISH_TRIES 10
+#define ROUNDS	     10
 
 /* What connections have; everything else is a tproxyd's, which enters it anew. */
 static const struct {
@@ -42,7 +41,9 @@ static const struct {
 
 struct handover {
 	struct transfer transfer[ARRAY_SIZE(carried)]; /* one that was not opened does nothing */
+	int to[ARRAY_SIZE(carried)];		       /* fds, borrowed; -1: none */
 	bool ours; /* the records that it makes are of our version */
+	bool warned;
 	struct failure *f;
 };
 
@@ -54,57 +55,121 @@ static void handover_close(struct handover *h)
 
 #define _cleanup_handover_ _cleanup_(handover_close)
 
-static bool is_copy(const void *value, const void *context)
+static bool is_copy(const void *value)
 {
-	const struct tp_record *rec = value;
-
-	(void)context;
-	return rec->flags & TP_RECORD_COPIED;
-}
-
-/* Of a port: its record is, or has gone. */
-static bool has_copy(const void *value, const void *context)
-{
-	const int *records = context;
 	struct tp_record rec;
-	int err = entry_read(*records, value, &rec);
 
-	return err ? err == -ENOENT : is_copy(&rec, NULL);
+	memcpy(&rec, value, sizeof(rec));
+	return rec.flags & TP_RECORD_COPIED;
 }
 
-/* What programs of the old set saw and the copy lacks. The rest the doorman writes, at least into
- * the newer one. */
-static bool copy_refresh(void *there, const void *now)
+/*
+ * Programs of both sets hear of a client, and the doorman writes into both maps; but what came
+ * before the copy was made, or as it was written, only the old record has. A client whose
+ * connection is over may be at its next one by now, with a record that only the new set has: that
+ * is not written over.
+ */
+static bool copy_merge(void *there, const void *now)
 {
 	struct tp_record copy, rec;
 
 	memcpy(&copy, there, sizeof(copy));
 	memcpy(&rec, now, sizeof(rec));
-	if (!(copy.flags & TP_RECORD_COPIED) || copy.start_ns != rec.start_ns ||
-	    (!(rec.reached & ~copy.reached) && (copy.src.family || !rec.src.family)))
+	if (rec.reached & TP_REACHED_CLOSED)
 		return false;
-	copy.reached |= rec.reached;
-	copy.flags = rec.flags;
-	if (!copy.src.family)
-		copy.src = rec.src;
-	memcpy(there, &copy, sizeof(copy));
+	if (copy.start_ns == rec.start_ns) {
+		rec.reached |= copy.reached;
+		rec.flags |= copy.flags & TP_RECORD_TIMEOUT_LENT;
+		if (!rec.src.family)
+			rec.src = copy.src;
+		if (!rec.local.family)
+			rec.local = copy.local;
+		if (!rec.seq) {
+			rec.seq = copy.seq;
+			rec.slot = copy.slot;
+		}
+	}
+	if (!memcmp(&copy, &rec, sizeof(rec)))
+		return false;
+	memcpy(there, &rec, sizeof(rec));
 	return true;
 }
 
 /*
+ * Whether a port belongs to the record of that cookie: it is entered after the record, and freed
+ * before that is closed. 1, 0 or -errno.
+ */
+static int has_port(int records, const __u64 *cookie, const struct tp_port_key *port,
+		    struct tp_record *ret)
+{
+	struct tp_port_key key;
+	int err = entry_read(records, cookie, ret);
+
+	if (err)
+		return err == -ENOENT ? 0 : err;
+	tp_port_key_set(&key, ret->netns, &ret->src, ret->proxy_port);
+	return !(ret->reached & TP_REACHED_CLOSED) && !memcmp(&key, port, sizeof(key));
+}
+
+/* Of a port in the new map: nobody would free it. */
+static bool is_stray(const void *key, const void *value, const void *context)
+{
+	struct tp_port_key port;
+	struct tp_record rec;
+	__u64 cookie;
+
+	memcpy(&port, key, sizeof(port));
+	memcpy(&cookie, value, sizeof(cookie));
+	return !has_port(*(const int *)context, &cookie, &port, &rec);
+}
+
+/* Enters or removes the port of a record, as the new one demands. */
+static int port_follow(struct transfer *records, const void *key, const void *value)
+{
+	const int *ports = records->context;
+	struct tp_record old, rec;
+	struct tp_port_key port;
+	__u64 cookie, owner = 0;
+	int err, has;
+
+	memcpy(&cookie, key, sizeof(cookie));
+	memcpy(&old, value, sizeof(old));
+	if (!old.src.family)
+		return 0;
+	tp_port_key_set(&port, old.netns, &old.src, old.proxy_port);
+	has = has_port(records->to, &cookie, &port, &rec);
+	if (has > 0 && rec.start_ns == old.start_ns && old.reached & TP_REACHED_CLOSED)
+		has = 0;
+	err = entry_read(*ports, &port, &owner);
+	if (has < 0 || (err && err != -ENOENT))
+		return has < 0 ? has : err;
+	if (has == (owner == cookie))
+		return 0;
+	if (!has)
+		err = entry_delete(*ports, &port);
+	else if (owner && has_port(records->to, &owner, &port, &rec))
+		return 0;
+	else
+		err = bpf_map_update_elem(*ports, &port, &cookie, BPF_ANY) ? -errno : 0;
+	records->written += !err;
+	return err;
+}
+
+/*
  * `to`: the maps that inherit, in the order of `carried`; -1: none. Borrowed, as those of `from`. A
- * set without map_socks has handed over what it had.
+ * set without map_socks has handed over what it had. Ports of our version follow their records.
  */
 static int handover_open(struct handover *h, const struct set *from,
 			 const int to[ARRAY_SIZE(carried)])
 {
 	struct transfer *records = &h->transfer[0];
 
+	memcpy(h->to, to, sizeof(h->to));
 	if (!set_find(from, PIN_MAP, PIN_MAP_socks, false)) {
 		h->ours = false;
 		return 0;
 	}
-	for (size_t i = 0; i < ARRAY_SIZE(carried); i++) {
+	for (size_t i = 0; i < (h->ours ? 1 : ARRAY_SIZE(carried)); i++) {
 		const struct pin *old = set_find(from, PIN_MAP, carried[i].map, false);
 		int err = 0;
 
@@ -120,23 +185,15 @@ static int handover_open(struct handover *h, const struct set *from,
 		records->id_size = sizeof(__u64);
 		records->flag_at = offsetof(struct tp_record, flags);
 		records->flag = TP_RECORD_COPIED;
-		records->refresh = copy_refresh;
+		records->merge = copy_merge;
+		records->copied = is_copy;
+		records->follow = port_follow;
+		records->context = &h->to[1];
 	}
 	return 0;
 }
 
-/*
- * Back to an older set: only what the newer one has of its own. It may have missed the end of what
- * it had copied.
- */
-static void handover_back(struct handover *h)
-{
-	h->transfer[0].stays = is_copy;
-	h->transfer[1].stays = has_copy;
-	h->transfer[1].stays_context = &h->transfer[0].from;
-}
-
-/* A port's record is older than the port: none is carried over without. */
+/* Of another version: a port's record is older than the port, and none is carried over without. */
 static int handover_sync(struct handover *h)
 {
 	int err = 0;
@@ -170,14 +227,10 @@ static int handover_finish(struct handover *h)
 	}
 	if (err != -E2BIG)
 		return err;
-	log_warning("some connections lose their names for themselves: %s", h->f->text);
+	if (!h->warned)
+		log_warning("some connections lose their names for themselves: %s", h->f->text);
+	h->warned = true;
 	return 0;
-}
-
-/* Until all programs that run now have ended. A kernel that refuses has to do without. */
-static void programs_wait(void)
-{
-	syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);
 }
 
 /* In mid-handshake: the proxy's end of the connection has no copy of the record yet. */
@@ -191,22 +244,6 @@ static bool any_held(const struct transfer *t)
 			return true;
 	}
 	return false;
-}
-
-/* A proxy of the old version knows whom it accepts only with the old hooks in place. */
-static int held_wait(struct handover *h)
-{
-	int left = HELD_MS, quiet = 0, err = 0;
-
-	if (!h->ours)
-		return 0;
-	while (!err && left > 0 && quiet < QUIET_MS) {
-		poll(NULL, 0, LOOK_MS);
-		left -= LOOK_MS;
-		err = handover_finish(h);
-		quiet = any_held(&h->transfer[0]) ? 0 : quiet + LOOK_MS;
-	}
-	return err;
 }
 
 /* Enters a set's maps for the doorman of `to`. Which each array refers to is the same for all. */
@@ -233,6 +270,55 @@ static void live_leave(const struct set *to, __u32 index)
 	}
 }
 
+/* Until all programs that run now have ended: with an array of maps an update waits for that. */
+static int programs_wait(const struct set *to, struct failure *f)
+{
+	return live_enter(to, to, TP_LIVE_PRESENT, f);
+}
+
+/* A proxy of the old version knows whom it accepts only with the old hooks in place. */
+static int held_wait(struct handover *h, const struct set *to)
+{
+	int left = HELD_MS, quiet = 0, err = 0;
+
+	if (!h->ours)
+		return 0;
+	err = programs_wait(to, h->f);
+	while (!err && left > 0 && quiet < QUIET_MS) {
+		poll(NULL, 0, LOOK_MS);
+		left -= LOOK_MS;
+		err = handover_finish(h);
+		quiet = any_held(&h->transfer[0]) ? 0 : quiet + LOOK_MS;
+	}
+	return err;
+}
+
+static size_t written(const struct handover *h)
+{
+	size_t sum = 0;
+
+	for (size_t i = 0; i < ARRAY_SIZE(carried); i++)
+		sum += h->transfer[i].written;
+	return sum;
+}
+
+/*
+ * Once no program makes new entries in the old maps. A write may undo what a program did in the new
+ * maps meanwhile. The old maps show it when that program has ended: so until nothing was written.
+ */
+static int handover_settle(struct handover *h, const struct set *to)
+{
+	for (int round = 0; round < ROUNDS; round++) {
+		size_t before = written(h);
+		int err = programs_wait(to, h->f) ?: handover_finish(h);
+
+		if (err || written(h) == before)
+			return err;
+	}
+	return fail(h->f, -EAGAIN,
+		    "connections come and go too fast for their records to be handed over");
+}
+
 /* `same`: of our version, which share the doorman that tproxyd has on its listeners. */
 static int retire(struct handover *h, const struct set *from, const struct set *to)
 {
@@ -248,14 +334,10 @@ static int retire(struct handover *h, const struct set *from, const struct set *
 		__atomic_store_n(&to->config->enabled, 1, __ATOMIC_RELEASE);
 	if (!err)
 		err = unload_redirecting(from, h->f);
-	programs_wait();
 	if (!err && !same)
-		err = held_wait(h);
+		err = held_wait(h, to);
 	if (!err)
-		err = handover_finish(h);
-	programs_wait();
-	if (!err)
-		err = handover_finish(h);
+		err = handover_settle(h, to);
 	if (err)
 		return err;
 	live_leave(to, TP_LIVE_NEXT);
@@ -275,20 +357,18 @@ static bool is_newer(const struct set *set, const struct set *than)
 }
 
 /*
- * An earlier run may have copied entries and not lived to hear of their end. What the successor has
- * from the old set, and that has no more, has ended. Not on the way back: there may be copies of
- * earlier generations.
+ * An earlier run may have copied entries and not lived to hear of their end. On the way back those
+ * of even earlier generations are not told from its own.
  */
-static int sweep(struct handover *h)
+static int resume(struct handover *h, bool back)
 {
-	int err;
+	int err = 0;
 
 	if (!h->ours)
 		return 0;
-	err = transfer_sweep(&h->transfer[0], is_copy, NULL, h->f);
-	if (!err && h->transfer[1].value.size)
-		err = transfer_sweep(&h->transfer[1], has_copy, &h->transfer[0].to, h->f);
-	return err;
+	if (!back)
+		err = transfer_resume(&h->transfer[0], h->f);
+	return err ?: transfer_sweep(h->to[1], is_stray, &h->to[0], h->f);
 }
 
 int generation_retire(const struct set *from, const struct set *to, struct failure *f)
@@ -307,11 +387,9 @@ int generation_retire(const struct set *from, const struct set *to, struct failu
 	if (back && from->other_abi != to->other_abi)
 		return retire(&h, from, to);
 	err = handover_open(&h, from, fds);
-	if (!err && back && h.ours)
-		handover_back(&h);
-	else if (!err && !back)
-		err = sweep(&h);
-	return err ?: retire(&h, from, to);
+	if (!err && back && h.ours) /* only what the newer one has of its own */
+		h.transfer[0].stays = is_copy;
+	return err ?: resume(&h, back) ?: retire(&h, from, to);
 }
 
 /*

@@ -22,7 +22,42 @@ static void snapshot_free(struct snapshot *s)
 
 static size_t entry_size(const struct transfer *t)
 {
-	return t->key_size + t->value_size + t->from_key_size;
+	return t->key_size + t->value_size + t->from_key_size + 1;
+}
+
+static unsigned char *entry_pending(const struct transfer *t, unsigned char *entry)
+{
+	return entry + entry_size(t) - 1;
+}
+
+static int snapshot_grow(struct snapshot *s, const struct transfer *t, size_t count)
+{
+	size_t size = 2 * s->size + count;
+	unsigned char *entries;
+
+	if (s->count + count <= s->size)
+		return 0;
+	entries = reallocarray(s->entries, size, entry_size(t));
+	if (!entries)
+		return -ENOMEM;
+	s->entries = entries;
+	s->size = size;
+	return 0;
+}
+
+/* Of another snapshot. */
+static int snapshot_insert(struct snapshot *s, const struct transfer *t, size_t at,
+			   const unsigned char *from)
+{
+	size_t entry = entry_size(t);
+	unsigned char *to;
+
+	if (snapshot_grow(s, t, 1))
+		return -ENOMEM;
+	to = s->entries + at * entry;
+	memmove(to + entry, to, (s->count++ - at) * entry);
+	memcpy(to, from, entry);
+	return 0;
 }
 
 static int snapshot_add(struct snapshot *s, const struct transfer *t, const unsigned char *keys,
@@ -30,20 +65,13 @@ static int snapshot_add(struct snapshot *s, const struct transfer *t, const unsi
 {
 	size_t entry = entry_size(t);
 
-	if (s->count + count > s->size) {
-		size_t size = 2 * s->size + count;
-		unsigned char *entries = reallocarray(s->entries, size, entry);
-
-		if (!entries)
-			return -ENOMEM;
-		s->entries = entries;
-		s->size = size;
-	}
+	if (snapshot_grow(s, t, count))
+		return -ENOMEM;
 	for (__u32 i = 0; i < count; i++) {
 		const unsigned char *value = values + (size_t)i * t->from_value_size;
 		unsigned char *to = s->entries + s->count * entry;
 
-		if (t->stays && t->stays(value, t->stays_context))
+		if (t->stays && t->stays(value))
 			continue;
 		s->count++;
 		convert(&t->key, keys + (size_t)i * t->from_key_size, to);
@@ -51,6 +79,7 @@ static int snapshot_add(struct snapshot *s, const struct transfer *t, const unsi
 		to[t->key_size + t->flag_at] |= t->flag;
 		memcpy(to + t->key_size + t->value_size, keys + (size_t)i * t->from_key_size,
 		       t->from_key_size);
+		*entry_pending(t, to) = 0;
 	}
 	return 0;
 }
@@ -116,47 +145,55 @@ static bool untouched(const struct transfer *t, const unsigned char *entry, unsi
 	return !entry_read(t->to, entry, buf) && !memcmp(buf, entry + t->key_size, t->value_size);
 }
 
+static int follow(struct transfer *t, const unsigned char *entry)
+{
+	return t->follow ? t->follow(t, entry, entry + t->key_size) : 0;
+}
+
 /*
  * Programs of both sides see the end of an entry that both have; but those of the new one did not
  * see what came before it was copied, and may wait for that for ever.
  */
-static int entry_gone(const struct transfer *t, const unsigned char *then, unsigned char *buf)
+static int entry_gone(struct transfer *t, const unsigned char *then, unsigned char *buf)
 {
 	const unsigned char *value = then + t->key_size;
 	size_t at = t->id_size ? t->id_at : 0, size = t->id_size ?: t->value_size;
 	int err = entry_read(t->to, then, buf);
 
-	if (err || memcmp(buf + at, value + at, size))
-		return err == -ENOENT ? 0 : err;
-	return entry_delete(t->to, then);
+	if (!err && !memcmp(buf + at, value + at, size)) {
+		err = entry_delete(t->to, then);
+		t->written += !err;
+	}
+	return err && err != -ENOENT ? err : follow(t, then);
 }
 
 /*
- * The new map has an entry for the key already. If it is a copy by an earlier run that was killed,
- * it may lack what happened between its being read and its being written.
+ * Gives the new map what the old one has of an entry by now, rather than what it had when it was
+ * read; in `now`, too. The new map is read first: what its programs have seen by then those of the
+ * old one saw before.
  */
-static int entry_there(const struct transfer *t, const unsigned char *now, unsigned char *buf)
+static int entry_put(struct transfer *t, unsigned char *now, unsigned char *buf)
 {
-	int err = t->refresh ? entry_read(t->to, now, buf) : -ENOENT;
+	unsigned char *value = now + t->key_size, *there = buf, *raw = buf + t->value_size;
+	int to = entry_read(t->to, now, there);
+	int from = entry_read(t->from, value + t->value_size, raw);
 
-	if (err || !t->refresh(buf, now + t->key_size))
-		return err == -ENOENT ? 0 : err;
-	return bpf_map_update_elem(t->to, now, buf, BPF_EXIST) && errno != ENOENT ? -errno : 0;
-}
-
-/*
- * One that has gone since it was read would never go from the new map: this run may be killed
- * before it looks again.
- */
-static int entry_new(const struct transfer *t, const unsigned char *now, unsigned char *buf)
-{
-	const unsigned char *from_key = now + t->key_size + t->value_size;
-
-	if (bpf_map_update_elem(t->to, now, now + t->key_size, BPF_NOEXIST))
-		return errno == EEXIST ? entry_there(t, now, buf) : -errno;
-	if (entry_read(t->from, from_key, buf) == -ENOENT)
+	if (from == -ENOENT)
 		return entry_gone(t, now, buf);
-	return 0;
+	if (from || (to && to != -ENOENT))
+		return from ?: to;
+	convert(&t->value, raw, value);
+	value[t->flag_at] |= t->flag;
+	if (to) /* unless a program has one of its own there by now */
+		to = bpf_map_update_elem(t->to, now, value, BPF_NOEXIST);
+	else if (t->merge && t->copied(there) && t->merge(there, value))
+		to = bpf_map_update_elem(t->to, now, there, BPF_EXIST);
+	else
+		return follow(t, now);
+	if (to && errno != EEXIST && errno != ENOENT)
+		return -errno;
+	t->written++;
+	return follow(t, now);
 }
 
 /* Two entries of one key. */
@@ -167,48 +204,65 @@ static bool is_same(const struct transfer *t, const unsigned char *a, const unsi
 	return !memcmp(a + id, b + id, t->id_size);
 }
 
-/* One that has become another's, or has changed. What could not be brought up to date stays, in
- * `now` too, what it was. */
-static int entry_kept(const struct transfer *t, const unsigned char *then, unsigned char *now,
+/* Without merge: one that has changed. */
+static int entry_renew(struct transfer *t, const unsigned char *then, const unsigned char *now,
+		       unsigned char *buf)
+{
+	if (!untouched(t, then, buf))
+		return 0;
+	if (bpf_map_update_elem(t->to, now, now + t->key_size, BPF_EXIST))
+		return errno == ENOENT ? 0 : -errno;
+	t->written++;
+	return 0;
+}
+
+/* One that the last look found, too: it may have changed, or become another's. If it cannot be seen
+ * to, it stays in `now` what it was. */
+static int entry_kept(struct transfer *t, unsigned char *then, unsigned char *now,
 		      unsigned char *buf)
 {
-	int err = 0;
+	bool same = is_same(t, then, now);
+	bool changed = memcmp(then + t->key_size, now + t->key_size, t->value_size);
+	int err = same ? 0 : entry_gone(t, then, buf);
 
-	if (!is_same(t, then, now))
-		err = entry_gone(t, then, buf) ?: entry_new(t, now, buf);
-	else if (memcmp(then + t->key_size, now + t->key_size, t->value_size) &&
-		 untouched(t, then, buf) &&
-		 bpf_map_update_elem(t->to, now, now + t->key_size, BPF_EXIST) && errno != ENOENT)
-		err = -errno;
+	if (!err && (!same || *entry_pending(t, then) || (changed && t->merge)))
+		err = entry_put(t, now, buf);
+	if (!err && same && changed && !t->merge)
+		err = entry_renew(t, then, now, buf);
 	if (err)
 		memcpy(now + t->key_size, then + t->key_size, t->value_size);
 	return err;
 }
 
+/* Of two errors the one that a moment's patience may mend. */
+static int worse(int a, int b)
+{
+	return a && (a != -E2BIG || !b) ? a : b;
+}
+
 /*
  * Merges two sorted snapshots; what differs is done to the new map. An error is no reason to leave
- * out the rest; `now` becomes what the new map was made to hold, so that another time sees to it.
+ * out the rest; `now` says what is still to be done.
  */
 static int differences_apply(struct transfer *t, unsigned char *buf)
 {
-	size_t entry = entry_size(t), i = 0, j = 0, held = 0;
-	struct snapshot *now = &t->now;
+	size_t entry = entry_size(t), i = 0, j = 0;
+	struct snapshot *last = &t->last, *now = &t->now;
 	int ret = 0;
 
-	while (i < t->last.count || j < now->count) {
-		unsigned char *a = t->last.entries + i * entry, *b = now->entries + j * entry;
-		int cmp = i == t->last.count ? 1 : j == now->count ? -1 : memcmp(a, b, t->key_size);
-		int err = cmp > 0   ? entry_new(t, b, buf)
+	while (i < last->count || j < now->count) {
+		unsigned char *a = last->entries + i * entry, *b = now->entries + j * entry;
+		int cmp = i == last->count ? 1 : j == now->count ? -1 : memcmp(a, b, t->key_size);
+		int err = cmp > 0   ? entry_put(t, b, buf)
 			  : cmp < 0 ? entry_gone(t, a, buf)
 				    : entry_kept(t, a, b, buf);
 
-		if (cmp >= 0 && !(cmp > 0 && err))
-			memmove(now->entries + held++ * entry, b, entry);
+		if (err && (cmp >= 0 || !snapshot_insert(now, t, j, a)))
+			*entry_pending(t, now->entries + j * entry) = 1;
 		i += cmp <= 0;
-		j += cmp >= 0;
-		ret = ret ?: err;
+		j += cmp >= 0 || err;
+		ret = worse(ret, err);
 	}
-	now->count = held;
 	return ret;
 }
 
@@ -225,8 +279,7 @@ int transfer_look(struct transfer *t, struct failure *f)
 
 int transfer_apply(struct transfer *t, struct failure *f)
 {
-	size_t size = t->value_size > t->from_value_size ? t->value_size : t->from_value_size;
-	unsigned char *buf _cleanup_free_ = malloc(size);
+	unsigned char *buf _cleanup_free_ = malloc(t->value_size + t->from_value_size);
 	size_t count = t->now.count;
 	int err = buf ? differences_apply(t, buf) : -ENOMEM;
 
@@ -240,51 +293,55 @@ int transfer_apply(struct transfer *t, struct failure *f)
 		   : 0;
 }
 
-/* NULL: it has none. */
-static const unsigned char *snapshot_find(const struct snapshot *s, const struct transfer *t,
-					  const unsigned char *key)
+int transfer_resume(struct transfer *t, struct failure *f)
 {
-	size_t entry = entry_size(t), low = 0, high = s->count;
-
-	while (low < high) {
-		size_t middle = (low + high) / 2;
-		int cmp = memcmp(key, s->entries + middle * entry, t->key_size);
-
-		if (!cmp)
-			return s->entries + middle * entry;
-		if (cmp < 0)
-			high = middle;
-		else
-			low = middle + 1;
-	}
-	return NULL;
-}
-
-int transfer_sweep(struct transfer *t, bool (*stale)(const void *value, const void *context),
-		   const void *context, struct failure *f)
-{
-	unsigned char *value _cleanup_free_ = malloc(t->value_size);
 	struct transfer own _cleanup_(transfer_free) = {0};
-	int err = value ? transfer_open(t->to, t->to, &own, f) : -ENOMEM;
+	size_t kept = t->key_size + t->value_size;
+	int err = transfer_open(t->to, t->to, &own, f) ?: transfer_look(&own, f);
 
-	/* In this order: what is copied between the two looks is in both. */
-	err = err ?: transfer_look(&own, f) ?: transfer_look(t, f);
 	if (err)
 		return err;
+	t->last.entries = calloc(own.now.count, entry_size(t));
+	if (!t->last.entries && own.now.count)
+		return fail(f, -ENOMEM, "cannot carry entries over: %s%s", strerror(ENOMEM),
+			    remedy(ENOMEM));
 	for (size_t i = 0; i < own.now.count; i++) {
 		const unsigned char *entry = own.now.entries + i * entry_size(&own);
-		const unsigned char *there = snapshot_find(&t->now, t, entry);
+		unsigned char *last = t->last.entries + t->last.count * entry_size(t);
+
+		if (!t->copied(entry + t->key_size))
+			continue;
+		memcpy(last, entry, kept);
+		*entry_pending(t, last) = 1;
+		t->last.count++;
+	}
+	return 0;
+}
+
+int transfer_sweep(int map, bool (*stale)(const void *key, const void *value, const void *context),
+		   const void *context, struct failure *f)
+{
+	struct transfer own _cleanup_(transfer_free) = {0};
+	unsigned char *value _cleanup_free_ = NULL;
+	int err = transfer_open(map, map, &own, f) ?: transfer_look(&own, f);
+
+	if (err)
+		return err;
+	value = malloc(own.value_size);
+	err = value ? 0 : -ENOMEM;
+	for (size_t i = 0; value && i < own.now.count; i++) {
+		const unsigned char *entry = own.now.entries + i * entry_size(&own);
 		int one;
 
-		if (there && is_same(t, there, entry))
+		if (!stale(entry, entry + own.key_size, context))
 			continue;
-		one = entry_read(t->to, entry, value);
-		if (!one && stale(value, context))
-			one = entry_delete(t->to, entry);
-		if (one && one != -ENOENT)
-			err = one;
+		one = entry_read(map, entry, value);
+		if (!one && !memcmp(value, entry + own.key_size, own.value_size))
+			one = entry_delete(map, entry);
+		err = one && one != -ENOENT ? one : err;
 	}
-	return err ? fail(f, err, "cannot remove a stale entry: %s", strerror(-err)) : 0;
+	return err ? fail(f, err, "cannot remove a stale entry: %s%s", strerror(-err), remedy(err))
+		   : 0;
 }
 
 void transfer_free(struct transfer *t)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * Carries the entries of a live hash map over to a new one of another size or layout. While
- * programs still use the old map the new one follows it, each time it is applied; once they use the
- * new one a last time brings what changed in between, without undoing what they did since.
+ * programs still use the old map the new one follows it, each time that it is applied; once they
+ * use the new one it is applied until nothing had to be written, without undoing what they did
+ * there.
  */
 #ifndef TPROXY_LOADER_TRANSFER_H
 #define TPROXY_LOADER_TRANSFER_H
@@ -14,7 +15,8 @@
 #include "failure.h"
 
 struct snapshot {
-	unsigned char *entries; /* key and value as the new map has them, the old key; sorted */
+	unsigned char *entries; /* key and value as the new map has them, the old key, whether it
+				   is still to be done; sorted */
 	size_t count;
 	size_t size;
 };
@@ -32,14 +34,20 @@ struct transfer {
 				  no size: it is not known */
 	size_t flag_at;	       /* byte of a value in which each copy gets: */
 	unsigned char flag;    /* 0: nothing */
-	/* Whether a value that `to` had already lacks something, which it then has; NULL: none
-	 * does. */
-	bool (*refresh)(void *there, const void *now);
+	/* Gives a copy that `to` has what it lacks of `now`; whether it lacked something. NULL: one
+	 * that has not changed in `to` is written anew. */
+	bool (*merge)(void *copy, const void *now);
+	/* Whether a value that `to` has is a copy of one that `from` had; with merge. */
+	bool (*copied)(const void *value);
+	/* Sees to what depends on an entry, of which this is the last that `from` had; 0 or -errno.
+	 * NULL: nothing does. */
+	int (*follow)(struct transfer *t, const void *key, const void *value);
+	const void *context; /* of that */
 	/* Whether an entry of `from` stays where it is; NULL: none does. */
-	bool (*stays)(const void *value, const void *context);
-	const void *stays_context;
+	bool (*stays)(const void *value);
 	struct snapshot last; /* what `from` held when it was last applied */
 	struct snapshot now;
+	size_t written; /* times that an entry was written or removed, so far */
 };
 
 int transfer_open(int from, int to, struct transfer *ret, struct failure *f);
@@ -49,11 +57,12 @@ int transfer_look(struct transfer *t, struct failure *f);
 int transfer_apply(struct transfer *t, struct failure *f);
 void transfer_free(struct transfer *t);
 
-/*
- * Removes entries that `to` has and `from` has not, or has another of, if `stale` says so of their
- * values: copies that an earlier run made and did not live to remove. Before the first apply.
- */
-int transfer_sweep(struct transfer *t, bool (*stale)(const void *value, const void *context),
+/* Takes the copies that `to` has, of an earlier run, for what was applied last, and has yet to be
+ * checked. */
+int transfer_resume(struct transfer *t, struct failure *f);
+
+/* Removes what a map has and `stale` says so of. */
+int transfer_sweep(int map, bool (*stale)(const void *key, const void *value, const void *context),
 		   const void *context, struct failure *f);
 
 /* The value of an entry of what was applied last. */
@@ -61,7 +70,7 @@ const void *transfer_value(const struct transfer *t, size_t i);
 
 /*
  * The value of an entry: 0, -ENOENT or another -errno; removes an entry that may have gone: 0 or
- * -errno. Both try again, for what an entry is not asked a second time about.
+ * -errno. Both try again when they fail, as not all that asks is repeated.
  */
 int entry_read(int map, const void *key, void *ret);
 int entry_delete(int map, const void *key);

@@ -32,6 +32,19 @@ def banner(connection):
     silent(connection)
 
 
+def witness(connection):
+    """Says who is connected with whom, then waits for the client's FIN."""
+    connection.sendall("{} {} {} {}\n".format(*connection.getsockname(),
+                                              *connection.getpeername()).encode())
+    silent(connection)
+
+
+def assert_names(client, address, told):
+    """The client's names for both ends are those that the witness, who is at `address`, has told."""
+    names = "{} {} {} {}".format(*client.getpeername(), *client.getsockname())
+    assert told == names and client.getpeername() == address, (told, names, address)
+
+
 def hello(connection):
     """One HTTP response that names the server's own address."""
     request = b""

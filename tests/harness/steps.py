@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 
-from .system import Failed, run, tmpdir
+from .system import Failed, program, run, tmpdir
 
 # Calls that change what outlives the process; exit_group: everything is done.
 CALLS = "bpf,mkdir,mkdirat,rename,renameat,renameat2,unlink,unlinkat,rmdir,mount,munmap,exit_group"
@@ -54,6 +54,50 @@ def run_with(trouble, command, point):
 def kill_at(command, point):
     done = run_with("signal=KILL", command, point)
     assert done.returncode in (-9, 137), f"not killed at {point}: {done.returncode} {done.stderr}"
+
+
+# Of the calls that tests/programs/stepper.c stops after.
+LOOKUP, UPDATE, DELETE, LOOK, LINK_CREATE, DETACH = (f"bpf {n}" for n in (1, 2, 3, 24, 28, 34))
+SWAP = "renameat2 2"
+
+
+class Stepped:
+    """A command that stops after each of such calls, until it is told to go on."""
+
+    def __init__(self, command):
+        self.process = subprocess.Popen([program("stepper"), *map(str, command)], text=True, bufsize=1,
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.stopped = False
+
+    def next(self):
+        """Goes on to the next call, and returns it; "": the command has ended."""
+        if self.stopped:
+            self.process.stdin.write("\n")
+        call = self.process.stdout.readline().strip()
+        self.stopped = bool(call)
+        return call
+
+    def to(self, *calls):
+        """Goes on to these, one after the other."""
+        for wanted in calls:
+            while (call := self.next()) != wanted:
+                assert call, f"ended before {wanted}"
+
+    def end(self):
+        """Lets it go on to its end."""
+        while self.next():
+            pass
+        assert self.process.wait() == 0, self.process.returncode
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        """Kills it where it is, unless it has ended."""
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
 
 
 STEPS = int(os.environ.get("STEPS", "5"))

@@ -5,19 +5,16 @@ for STEPS, at which a loader meets trouble, see harness/steps.py.
 """
 
 import contextlib
-import errno
 import os
 import random
 import signal
 import socket
-import subprocess
 import threading
 
-from harness import (LOAD, O, PROXY_PORT, UNHELD, Failed, Sandbox, Server, bpftool, case, case_for, free_port, line, main,
-                     run, swallow, tmpdir, wait_for)
+from harness import (LOAD, O, PROXY_PORT, Failed, Sandbox, Server, assert_names, bpftool, case, case_for, free_port, line,
+                     main, run, wait_for, witness)
 from harness.pins import BPFFS, assert_whole, directories
-from harness.steps import kill_at, run_with, some, stop_points, traced, troubled
-from harness.system import children
+from harness.steps import run_with, some, stop_points
 
 UPGRADES = int(os.environ.get("UPGRADES", "10"))
 HOSTS = [f"10.77.0.{n}" for n in range(1, 5)]
@@ -27,14 +24,6 @@ REFUSE = ("--on-proxy-down", "refuse")  # so that one that no proxy takes fails
 
 
 # --- traffic that ends at the first failure -------------------------------------------------------
-
-def witness(connection):
-    """Says who is connected with whom, then waits for the FIN."""
-    connection.sendall("{} {} {} {}\n".format(*connection.getsockname(),
-                                              *connection.getpeername()).encode())
-    while connection.recv(4096):
-        pass
-
 
 class Traffic:
     """Short connections from several threads, live ones in between, refused ones."""
@@ -55,15 +44,9 @@ class Traffic:
             raise
         return made
 
-    @staticmethod
-    def check(client, address, told):
-        """The client's names for both ends are the server's."""
-        names = "{} {} {} {}".format(*client.getpeername(), *client.getsockname())
-        assert told == names and client.getpeername() == address, (told, names, address)
-
     def _once(self, address):
         with self._connect(address) as client:
-            self.check(client, address, line(client))
+            assert_names(client, address, line(client))
         self.count += 1
 
     def _work(self):
@@ -90,7 +73,7 @@ class Traffic:
 
     def check_live(self):
         for client, address, told in self.live:
-            self.check(client, address, told)
+            assert_names(client, address, told)
 
     def progress(self):
         """Waits until it has gone on for a while."""
@@ -227,177 +210,6 @@ def settings_under_load():
             load.progress()
             load.refused()
             load.check_live()
-
-
-def resized(box):
-    return [LOAD, "--name", box.name, "--cgroup", box.cgroup, "--max-connections", "1000"]
-
-
-def entries(directory):
-    """Of its map_socks, as bpftool prints them."""
-    return bpftool("map", "dump", "pinned", directory / "map_socks")
-
-
-# Of the loader: where both sets are complete, where only the new one redirects, and where the old
-# one is no longer kept up to date.
-EXCHANGE, DETACHED, RETIRED = ("renameat2", 2), ("membarrier", 1), ("unlink", 3)
-
-
-def is_refused(client):
-    assert client.connect_ex((HOSTS[0], free_port(HOSTS[0]))) == errno.ECONNREFUSED
-
-
-def finds_no_way(client):
-    """To the proxy, so that its attempt ends before there is a SYN."""
-    rule = ["pref", "0", "fwmark", "7", "to", "127.0.0.1", "prohibit"]
-    run(["ip", "rule", "add", "pref", "1", "table", "local"])
-    run(["ip", "rule", "del", "pref", "0"])
-    run(["ip", "rule", "add", *rule])
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 7)
-    assert client.connect_ex((HOSTS[1], free_port(HOSTS[1]))) == errno.EACCES
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 0)
-    run(["ip", "rule", "del", *rule])
-    run(["ip", "rule", "add", "pref", "0", "table", "local"])
-    run(["ip", "rule", "del", "pref", "1"])
-
-
-@case_for({"while the old ones redirect": (is_refused, (), EXCHANGE),
-           "when the new ones redirect": (is_refused, (), DETACHED),
-           "which ended early": (finds_no_way, UNHELD, DETACHED),
-           "which ended early, at the end": (finds_no_way, UNHELD, RETIRED),
-           "which ended early, at the end, held": (finds_no_way, (), RETIRED)})
-def a_socket_that_connects_again_meanwhile_keeps_its_names(attempt, words, point):
-    """Both sets know its attempt that failed."""
-    with Sandbox(proxy=words) as box, Server(HOSTS[0], witness) as server, box.socket() as client:
-        client.settimeout(None)
-        attempt(client)
-        before = (box.pins / "map_socks").stat().st_ino
-        loader = subprocess.Popen(troubled("delay_enter=2000000", resized(box), point))
-        side = BPFFS / f"{box.name}~new"
-        wait_for(lambda: (side / "map_socks").exists() and entries(side), "a copy of its record")
-        if point != EXCHANGE:
-            wait_for(lambda: (box.pins / "map_socks").stat().st_ino != before, "the exchange")
-            wait_for(lambda: not list(side.glob("link_connect4_*")), "the old hooks to go")
-        if point == RETIRED:
-            live = box.pins / "map_live_socks"
-            wait_for(lambda: len(bpftool("map", "dump", "pinned", live)) == 1, "one set to be live")
-        client.connect(server.address)
-        told = line(client)
-        assert loader.wait() == 0
-        if words == UNHELD:  # its name for itself is another than the server's
-            assert told.startswith("{} {} ".format(*server.address)), told
-            assert client.getpeername() == server.address
-        else:
-            Traffic.check(client, server.address, told)
-        assert [record["dst"]["port"] for record in box.records()] == [server.port]
-        client.close()
-        box.wait_no_records()
-
-
-def enter_two(into, marked, unmarked):
-    """Into a map_socks, under cookies whose last byte is 1 and 2, which nobody has, as if a copy and
-    a record of the set's own."""
-    for number, entry in ((1, marked), (2, unmarked)):
-        key = [*entry["key"][:-1], f"{number:#04x}"]
-        run(["bpftool", "map", "update", "pinned", into / "map_socks", "key", *key, "value",
-             *entry["value"]])
-
-
-def check_two(box):
-    """The marked one is not there; the other one is, and goes."""
-    found = {entry["key"][-1]: entry["key"] for entry in entries(box.pins)}
-    assert len(found) == 2 and "0x01" not in found and "0x02" in found, found
-    run(["bpftool", "map", "delete", "pinned", box.pins / "map_socks", "key", *found["0x02"]])
-
-
-@case_for({"in force": (DETACHED, True), "not in force": (EXCHANGE, False)})
-def copies_of_a_killed_run_go_with_the_next_one(point, in_force):
-    """What the old set has no more is gone, but for what the new one has of its own."""
-    with Sandbox() as box, Server(HOSTS[0], witness) as server:
-        with box.connect(server.address) as client:
-            kill_at(resized(box), point)
-            side = BPFFS / f"{box.name}~new"
-            new, old = (box.pins, side) if in_force else (side, box.pins)
-            enter_two(new, *entries(new), *entries(old))
-            box.load(*(("--max-connections", 1000) if in_force else ()))
-            assert_whole(box)
-            check_two(box)
-            Traffic.check(client, server.address, line(client))
-        box.wait_no_records()
-
-
-def call_number(lines, *texts):
-    """Of the call to bpf() with the last of `texts`, each the first after the one before."""
-    at = 0
-    for text in texts:
-        at = next(i for i in range(at, len(lines)) if text in lines[i])
-    return sum(text.startswith("bpf(") for text in lines[:at + 1])
-
-
-@case
-def an_end_is_not_missed_for_want_of_memory():
-    """An entry goes after it was copied, and one call fails: that which looks for the copy."""
-    with Sandbox() as box, Server(HOSTS[0], witness) as server, tmpdir() as directory:
-        log, side = directory / "strace", BPFFS / f"{box.name}~new"
-
-        def resize(*trouble):
-            enter_two(box.pins, *2 * entries(box.pins))
-            strace = subprocess.Popen([
-                "strace", "-qq", "-o", log, "-e", "trace=bpf,renameat2", "-e",
-                "inject=renameat2:delay_enter=1000000", *trouble, *resized(box)])
-            wait_for(lambda: (side / "map_socks").exists() and len(entries(side)) == 3, "the copies")
-            for entry in entries(box.pins):
-                if entry["key"][-1] in ("0x01", "0x02"):
-                    run(["bpftool", "map", "delete", "pinned", box.pins / "map_socks", "key",
-                         *entry["key"]])
-            assert strace.wait() == 0
-            assert_whole(box)
-            assert len(entries(box.pins)) == 1, [entry["key"] for entry in entries(box.pins)]
-
-        with box.connect(server.address):
-            resize()
-            number = call_number(log.read_text().splitlines(), "RENAME_EXCHANGE",
-                                 "BPF_MAP_LOOKUP_BATCH", "BPF_MAP_LOOKUP_ELEM")
-            box.load()
-            resize("-e", f"inject=bpf:error=ENOMEM:when={number}")
-            assert "INJECTED" in log.read_text()
-
-
-@case
-def a_copy_that_a_killed_run_made_late_is_brought_up_to_date():
-    """Its client closes between being read and being written; the run that goes on knows of that."""
-    over = threading.Event()
-
-    def late(connection):
-        over.wait(60)
-        swallow(connection)
-
-    with Sandbox() as box, Server(HOSTS[0], late) as server:
-        client = box.connect(server.address)
-        client.settimeout(0.5)
-        with contextlib.suppress(TimeoutError):  # more than goes out: its end has to wait
-            while True:
-                client.send(bytes(1 << 20))
-        lines = traced(resized(box))
-        box.load()
-        written = call_number(lines, "BPF_MAP_LOOKUP_BATCH", "BPF_MAP_UPDATE_ELEM")
-        in_force = call_number(lines, "RENAME_EXCHANGE", "BPF_MAP_UPDATE_ELEM")
-        with tmpdir() as directory:
-            log = directory / "strace"
-            at = f"bpf:delay_enter=2000000:when={written}+{in_force - written}"
-            strace = subprocess.Popen(["strace", "-qq", "-o", log, "-e", "trace=bpf", "-e",
-                                       f"inject={at}", *resized(box)])
-            for number in (written, in_force):
-                wait_for(lambda: log.exists() and log.read_text().count("\n") >= number - 1,
-                         f"call {number}")
-                if number == written:
-                    client.close()
-            os.kill(children(strace.pid)[0], signal.SIGKILL)
-            strace.wait()
-        box.load("--max-connections", 1000)
-        assert_whole(box)
-        over.set()
-        box.wait_no_records()
 
 
 TO_AND_FRO = {

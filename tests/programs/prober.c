@@ -33,10 +33,13 @@ static int listen_on(const char *family, unsigned int port)
 {
 	struct sockaddr_in6 in6 = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
 	struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = htons(port)};
-	int v4 = !strcmp(family, "4"), off = 0, r, fd;
+	int v4 = !strcmp(family, "4"), on = 1, off = 0, r, fd;
 
 	fd = socket(v4 ? AF_INET : AF_INET6, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)
+		return -1;
+	/* The end of a connection of the prober before may still be waiting for its last packet. */
+	if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)))
 		return -1;
 	in.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	in6.sin6_addr = strcmp(family, "dual") ? in6addr_loopback : in6addr_any;
