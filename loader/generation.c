@@ -206,7 +206,7 @@ static int handover_sync(struct handover *h)
 	for (size_t i = 0; i < ARRAY_SIZE(carried); i++) { /* one that is full stops no other */
 		int one = h->transfer[i].value.size ? transfer_apply(&h->transfer[i], h->f) : 0;
 
-		err = err ?: one;
+		err = worse(err, one);
 	}
 	if (err == -E2BIG)
 		return fail(h->f, err,

@@ -234,8 +234,7 @@ static int entry_kept(struct transfer *t, unsigned char *then, unsigned char *no
 	return err;
 }
 
-/* Of two errors the one that a moment's patience may mend. */
-static int worse(int a, int b)
+int worse(int a, int b)
 {
 	return a && (a != -E2BIG || !b) ? a : b;
 }

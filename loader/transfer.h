@@ -75,6 +75,10 @@ const void *transfer_value(const struct transfer *t, size_t i);
 int entry_read(int map, const void *key, void *ret);
 int entry_delete(int map, const void *key);
 
+/* Of two results, 0 or -errno, an error; of two errors the one that a moment's patience may mend,
+ * which -E2BIG is not. */
+int worse(int a, int b);
+
 /* Once, the only element of an array, per CPU or not. */
 int transfer_array(int from, int to, struct failure *f);
 

@@ -399,7 +399,7 @@ def a_socket_that_connects_again_from_its_port_is_let_in():
         client.bind(("", 0))
         with unanswered(box):
             begin(client, (HOSTS[0], free_port(HOSTS[0])), box.pins)
-            loader.to(LOOK, SWAP)
+            loader.to(LOOK, SWAP, UPDATE)
         fail(client)
         with unanswered(box):
             begin(client, server.address, side_of(box))
@@ -419,7 +419,7 @@ def a_socket_that_connects_again_by_the_new_hooks_is_let_in(calls, known):
     """
     with Sandbox(proxy=WAITING) as box, Server(HOSTS[0], witness) as server, \
             box.socket() as client, Stepped(resized(box)) as loader:
-        loader.to(*(SWAP,) if known else (SWAP, LOOK))
+        loader.to(SWAP, UPDATE if known else LOOK)
         with unanswered(box):
             begin(client, (HOSTS[0], free_port(HOSTS[0])), side_of(box))
             loader.to(DETACH, DETACH, *() if known else (LOOK,))
