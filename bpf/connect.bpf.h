@@ -295,22 +295,25 @@ static __always_inline int record_store(struct bpf_sock_addr *ctx, const struct 
 /*
  * Of an earlier, redirected attempt of a socket that now connects without: getpeername must not
  * answer from that one, nor may the loader bring it from the generation before us. But where that
- * has redirected this connection just now, its record is none of the earlier attempt.
+ * has redirected this connection just now, its record is none of the earlier attempt, and what that
+ * was lent may be lent on.
  */
 static __always_inline void record_drop(struct bpf_sock_addr *ctx, const struct tp_endpoint *dst,
 					__u64 cookie)
 {
 	struct tp_record *rec = bpf_map_lookup_elem(&map_socks, &cookie);
+	int redirected = ip_is_proxy_address((const __be32 *)dst->ip);
 	__u32 previous = TP_LIVE_PREVIOUS;
 	void *socks = NULL;
 
-	if (!ip_is_proxy_address((const __be32 *)dst->ip))
+	if (!redirected)
 		socks = bpf_map_lookup_elem(&map_live_socks, &previous);
 	if (!rec && socks)
 		rec = bpf_map_lookup_elem(socks, &cookie);
 	if (!rec)
 		return;
-	take_back(ctx, rec);
+	if (!redirected || !(rec->flags & TP_RECORD_COPIED))
+		take_back(ctx, rec);
 	bpf_map_delete_elem(&map_socks, &cookie);
 	if (socks)
 		bpf_map_delete_elem(socks, &cookie);

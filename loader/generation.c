@@ -30,6 +30,7 @@
 #define LOOK_MS	     20
 #define FINISH_TRIES 10
 #define ROUNDS	     10
+#define PORT_TRIES   5
 
 /* What connections have; everything else is a tproxyd's, which enters it anew. */
 static const struct {
@@ -96,8 +97,8 @@ static bool copy_merge(void *there, const void *now)
 }
 
 /*
- * Whether a port belongs to the record of that cookie: it is entered after the record, and freed
- * before that is closed. 1, 0 or -errno.
+ * Whether a port belongs to the record of that cookie, which it gets: programs enter it after the
+ * record, and free it before the record is closed. 1, 0 or -errno.
  */
 static int has_port(int records, const __u64 *cookie, const struct tp_port_key *port,
 		    struct tp_record *ret)
@@ -108,7 +109,8 @@ static int has_port(int records, const __u64 *cookie, const struct tp_port_key *
 	if (err)
 		return err == -ENOENT ? 0 : err;
 	tp_port_key_set(&key, ret->netns, &ret->src, ret->proxy_port);
-	return !(ret->reached & TP_REACHED_CLOSED) && !memcmp(&key, port, sizeof(key));
+	return ret->src.family && !(ret->reached & TP_REACHED_CLOSED) &&
+	       !memcmp(&key, port, sizeof(key));
 }
 
 /* Of a port in the new map: nobody would free it. */
@@ -123,36 +125,49 @@ static bool is_stray(const void *key, const void *value, const void *context)
 	return !has_port(*(const int *)context, &cookie, &port, &rec);
 }
 
-/* Enters or removes the port of a record, as the new one demands. */
+/*
+ * Enters or removes the port of a record, as the new one demands, until that is so: programs may do
+ * the same meanwhile.
+ */
 static int port_follow(struct transfer *records, const void *key, const void *value)
 {
 	const int *ports = records->context;
 	struct tp_record old, rec;
 	struct tp_port_key port;
-	__u64 cookie, owner = 0;
-	int err, has;
+	__u64 cookie, owner;
 
 	memcpy(&cookie, key, sizeof(cookie));
 	memcpy(&old, value, sizeof(old));
 	if (!old.src.family)
 		return 0;
 	tp_port_key_set(&port, old.netns, &old.src, old.proxy_port);
-	has = has_port(records->to, &cookie, &port, &rec);
-	if (has > 0 && rec.start_ns == old.start_ns && old.reached & TP_REACHED_CLOSED)
-		has = 0;
-	err = entry_read(*ports, &port, &owner);
-	if (has < 0 || (err && err != -ENOENT))
-		return has < 0 ? has : err;
-	if (has == (owner == cookie))
-		return 0;
-	if (!has)
-		err = entry_delete(*ports, &port);
-	else if (owner && has_port(records->to, &owner, &port, &rec))
-		return 0;
-	else
-		err = bpf_map_update_elem(*ports, &port, &cookie, BPF_ANY) ? -errno : 0;
-	records->written += !err;
-	return err;
+	for (int try = 0; try < PORT_TRIES; try++) {
+		int err = entry_read(*ports, &port, &owner);
+		bool taken = !err, ours = taken && owner == cookie;
+		int has = has_port(records->to, &cookie, &port, &rec);
+
+		if ((err && err != -ENOENT) || has < 0)
+			return has < 0 ? has : err;
+		if (has && rec.start_ns == old.start_ns && old.reached & TP_REACHED_CLOSED)
+			has = 0;
+		if (has == ours)
+			return 0;
+		if (has && taken) { /* by a copy whose client has gone, or a later one */
+			has = has_port(records->to, &owner, &port, &rec);
+			if (has < 0 || (has && !(rec.flags & TP_RECORD_COPIED)))
+				return has < 0 ? has : 0;
+		}
+		err = 0;
+		if (ours)
+			err = entry_delete(*ports, &port);
+		else if (bpf_map_update_elem(*ports, &port, &cookie,
+					     taken ? BPF_EXIST : BPF_NOEXIST))
+			err = -errno;
+		if (err && err != -EEXIST && err != -ENOENT)
+			return err;
+		records->written += !err;
+	}
+	return -EAGAIN;
 }
 
 /*
@@ -187,8 +202,8 @@ static int handover_open(struct handover *h, const struct set *from,
 		records->flag = TP_RECORD_COPIED;
 		records->merge = copy_merge;
 		records->copied = is_copy;
-		records->follow = port_follow;
-		records->context = &h->to[1];
+		records->follow = to[1] < 0 ? NULL : port_follow;
+		records->context = &h->to[1]; /* the handover stays where it is */
 	}
 	return 0;
 }
@@ -270,20 +285,32 @@ static void live_leave(const struct set *to, __u32 index)
 	}
 }
 
-/* Until all programs that run now have ended: with an array of maps an update waits for that. */
-static int programs_wait(const struct set *to, struct failure *f)
+/* Until all programs that run now have ended: an update of an array of maps, any one, waits for
+ * that. */
+static int programs_wait(struct failure *f)
 {
-	return live_enter(to, to, TP_LIVE_PRESENT, f);
+	int inner _cleanup_fd_ = bpf_map_create(BPF_MAP_TYPE_ARRAY, NULL, sizeof(__u32),
+						sizeof(__u32), 1, NULL);
+	LIBBPF_OPTS(bpf_map_create_opts, opts, .inner_map_fd = inner);
+	int outer _cleanup_fd_ = -1;
+	__u32 zero = 0;
+
+	if (inner >= 0)
+		outer = bpf_map_create(BPF_MAP_TYPE_ARRAY_OF_MAPS, NULL, sizeof(__u32),
+				       sizeof(__u32), 1, &opts);
+	if (outer < 0 || bpf_map_update_elem(outer, &zero, &inner, BPF_ANY))
+		return fail(f, -errno, "cannot wait for the hooks that run: %m%s", remedy(errno));
+	return 0;
 }
 
 /* A proxy of the old version knows whom it accepts only with the old hooks in place. */
-static int held_wait(struct handover *h, const struct set *to)
+static int held_wait(struct handover *h)
 {
 	int left = HELD_MS, quiet = 0, err = 0;
 
 	if (!h->ours)
 		return 0;
-	err = programs_wait(to, h->f);
+	err = programs_wait(h->f);
 	while (!err && left > 0 && quiet < QUIET_MS) {
 		poll(NULL, 0, LOOK_MS);
 		left -= LOOK_MS;
@@ -306,11 +333,11 @@ static size_t written(const struct handover *h)
  * Once no program makes new entries in the old maps. A write may undo what a program did in the new
  * maps meanwhile. The old maps show it when that program has ended: so until nothing was written.
  */
-static int handover_settle(struct handover *h, const struct set *to)
+static int handover_settle(struct handover *h)
 {
 	for (int round = 0; round < ROUNDS; round++) {
 		size_t before = written(h);
-		int err = programs_wait(to, h->f) ?: handover_finish(h);
+		int err = programs_wait(h->f) ?: handover_finish(h);
 
 		if (err || written(h) == before)
 			return err;
@@ -335,9 +362,9 @@ static int retire(struct handover *h, const struct set *from, const struct set *
 	if (!err)
 		err = unload_redirecting(from, h->f);
 	if (!err && !same)
-		err = held_wait(h, to);
+		err = held_wait(h);
 	if (!err)
-		err = handover_settle(h, to);
+		err = handover_settle(h);
 	if (err)
 		return err;
 	live_leave(to, TP_LIVE_NEXT);
@@ -368,7 +395,9 @@ static int resume(struct handover *h, bool back)
 		return 0;
 	if (!back)
 		err = transfer_resume(&h->transfer[0], h->f);
-	return err ?: transfer_sweep(h->to[1], is_stray, &h->to[0], h->f);
+	if (!err && h->to[1] >= 0)
+		err = transfer_sweep(h->to[1], is_stray, &h->to[0], h->f);
+	return err;
 }
 
 int generation_retire(const struct set *from, const struct set *to, struct failure *f)

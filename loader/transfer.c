@@ -45,21 +45,6 @@ static int snapshot_grow(struct snapshot *s, const struct transfer *t, size_t co
 	return 0;
 }
 
-/* Of another snapshot. */
-static int snapshot_insert(struct snapshot *s, const struct transfer *t, size_t at,
-			   const unsigned char *from)
-{
-	size_t entry = entry_size(t);
-	unsigned char *to;
-
-	if (snapshot_grow(s, t, 1))
-		return -ENOMEM;
-	to = s->entries + at * entry;
-	memmove(to + entry, to, (s->count++ - at) * entry);
-	memcpy(to, from, entry);
-	return 0;
-}
-
 static int snapshot_add(struct snapshot *s, const struct transfer *t, const unsigned char *keys,
 			const unsigned char *values, __u32 count)
 {
@@ -89,6 +74,14 @@ static int key_compare(const void *a, const void *b, void *key_size)
 	return memcmp(a, b, *(__u32 *)key_size);
 }
 
+static void snapshot_sort(struct snapshot *s, const struct transfer *t)
+{
+	__u32 key_size = t->key_size;
+
+	if (s->count)
+		qsort_r(s->entries, s->count, entry_size(t), key_compare, &key_size);
+}
+
 /*
  * In batches: bucket by bucket, so that an entry removed meanwhile does not throw the walk back to
  * the beginning, as it does with "the key after this one".
@@ -98,7 +91,7 @@ static int snapshot_take(const struct transfer *t, struct snapshot *ret)
 	unsigned char *keys _cleanup_free_ = calloc(BATCH, t->from_key_size);
 	unsigned char *values _cleanup_free_ = calloc(BATCH, t->from_value_size);
 	struct snapshot s _cleanup_snapshot_ = {0};
-	__u32 key_size = t->key_size, token = 0;
+	__u32 token = 0;
 	bool first = true, more = true;
 
 	if (!keys || !values)
@@ -116,8 +109,7 @@ static int snapshot_take(const struct transfer *t, struct snapshot *ret)
 		if (snapshot_add(&s, t, keys, values, count))
 			return -ENOMEM;
 	}
-	if (s.count)
-		qsort_r(s.entries, s.count, entry_size(t), key_compare, &key_size);
+	snapshot_sort(&s, t);
 	*ret = s;
 	s = (struct snapshot){0};
 	return 0;
@@ -192,7 +184,8 @@ static int entry_put(struct transfer *t, unsigned char *now, unsigned char *buf)
 		return follow(t, now);
 	if (to && errno != EEXIST && errno != ENOENT)
 		return -errno;
-	t->written++;
+	t->written += !to;
+	*entry_pending(t, now) = to != 0;
 	return follow(t, now);
 }
 
@@ -245,7 +238,7 @@ int worse(int a, int b)
  */
 static int differences_apply(struct transfer *t, unsigned char *buf)
 {
-	size_t entry = entry_size(t), i = 0, j = 0;
+	size_t entry = entry_size(t), i = 0, j = 0, failed = 0;
 	struct snapshot *last = &t->last, *now = &t->now;
 	int ret = 0;
 
@@ -256,11 +249,19 @@ static int differences_apply(struct transfer *t, unsigned char *buf)
 			  : cmp < 0 ? entry_gone(t, a, buf)
 				    : entry_kept(t, a, b, buf);
 
-		if (err && (cmp >= 0 || !snapshot_insert(now, t, j, a)))
-			*entry_pending(t, now->entries + j * entry) = 1;
+		if (err && cmp >= 0)
+			*entry_pending(t, b) = 1;
+		else if (err)
+			memmove(last->entries + failed++ * entry, a, entry);
 		i += cmp <= 0;
-		j += cmp >= 0 || err;
+		j += cmp >= 0;
 		ret = worse(ret, err);
+	}
+	/* What could not be removed is removed another time. */
+	if (failed && !snapshot_grow(now, t, failed)) {
+		memcpy(now->entries + now->count * entry, last->entries, failed * entry);
+		now->count += failed;
+		snapshot_sort(now, t);
 	}
 	return ret;
 }
@@ -330,12 +331,9 @@ int transfer_sweep(int map, bool (*stale)(const void *key, const void *value, co
 	err = value ? 0 : -ENOMEM;
 	for (size_t i = 0; value && i < own.now.count; i++) {
 		const unsigned char *entry = own.now.entries + i * entry_size(&own);
-		int one;
+		int one = entry_read(map, entry, value);
 
-		if (!stale(entry, entry + own.key_size, context))
-			continue;
-		one = entry_read(map, entry, value);
-		if (!one && !memcmp(value, entry + own.key_size, own.value_size))
+		if (!one && stale(entry, value, context))
 			one = entry_delete(map, entry);
 		err = one && one != -ENOENT ? one : err;
 	}

@@ -2,6 +2,7 @@
 """How connections end: FIN in either order, resets, and everything that was sent before."""
 
 import os
+import pathlib
 import select
 import socket
 import struct
@@ -368,9 +369,11 @@ def many_small_writes(stage, actor_is_client):
 
 @scenario_for(EITHER, modes=("blocking",))
 def a_slow_reader(stage, actor_is_client):
-    """20 MB: the sender is held back, and nothing is lost."""
+    """More than fits into the buffers on the way: the sender is held back, and nothing is lost."""
     (_, actor), (two, other) = ends(stage, actor_is_client)
-    data, sent = pattern(20_000_000, 9), 0
+    largest = sum(int(pathlib.Path(f"/proc/sys/net/ipv4/tcp_{kind}").read_text().split()[2])
+                  for kind in ("rmem", "wmem"))
+    data, sent = pattern(2 * largest + 1_000_000, 9), 0
     actor.setblocking(False)
     while sent < len(data) and poll_now(actor, select.POLLOUT, 0.3):
         try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
 The system calls by which a command changes what outlives it, and trouble at each of them, or at
-STEPS of them picked at random (5; 0: at each); and strace on what runs already.
+STEPS of them picked at random (3; 0: at each); and strace on what runs already.
 """
 
 import os
@@ -100,7 +100,7 @@ class Stepped:
         self.process.stdout.close()
 
 
-STEPS = int(os.environ.get("STEPS", "5"))
+STEPS = int(os.environ.get("STEPS", "3"))
 
 
 def some(points):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
-Hooks that are replaced and resized under traffic. UPGRADES sets how many upgrades there are (10);
+Hooks that are replaced and resized under traffic. UPGRADES sets how many upgrades there are (6);
 for STEPS, at which a loader meets trouble, see harness/steps.py.
 """
 
@@ -16,7 +16,7 @@ from harness import (LOAD, O, PROXY_PORT, Failed, Sandbox, Server, assert_names,
 from harness.pins import BPFFS, assert_whole, directories
 from harness.steps import run_with, some, stop_points
 
-UPGRADES = int(os.environ.get("UPGRADES", "10"))
+UPGRADES = int(os.environ.get("UPGRADES", "6"))
 HOSTS = [f"10.77.0.{n}" for n in range(1, 5)]
 BUILD, VERSION = O / "tests/variants/build", O / "tests/variants/version"
 PATIENT = ("--drain-timeout", "300s")  # as live sessions stay to the end
