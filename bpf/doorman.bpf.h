@@ -84,7 +84,13 @@ static __always_inline int syn_copy(struct __sk_buff *skb, __u32 tcp_offset,
 					   BPF_HDR_START_NET);
 }
 
-/* A port that was copied as it came to be another client's may still lead to the one before. */
+/* Whether it is the record of the connection on a port: that may still lead to one of another
+ * client, or of an earlier connection, while the loader brings either. */
+static __always_inline int is_record_of(const struct tp_record *rec, __u16 port)
+{
+	return rec && rec->src.port == port && !(rec->reached & TP_REACHED_CLOSED);
+}
+
 static __always_inline struct tp_record *live_record(const struct tp_port_key *key, __u32 live)
 {
 	void *ports = bpf_map_lookup_elem(&map_live_ports, &live);
@@ -92,7 +98,7 @@ static __always_inline struct tp_record *live_record(const struct tp_port_key *k
 	void *socks = cookie ? bpf_map_lookup_elem(&map_live_socks, &live) : NULL;
 	struct tp_record *rec = socks ? bpf_map_lookup_elem(socks, cookie) : NULL;
 
-	return rec && !(rec->reached & TP_REACHED_CLOSED) ? rec : NULL;
+	return is_record_of(rec, key->port) ? rec : NULL;
 }
 
 /* The listener that the packet came to, and under which key its client is known there. */

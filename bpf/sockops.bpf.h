@@ -266,7 +266,7 @@ static __always_inline void proxy_accepted(struct bpf_sock_ops *ctx)
 	tp_port_key_set(&key, mark->netns, &peer, ctx->local_port);
 	cookie = bpf_map_lookup_elem(&map_ports, &key);
 	rec = cookie ? bpf_map_lookup_elem(&map_socks, cookie) : NULL;
-	if (rec && rec->reached & TP_REACHED_CLOSED)
+	if (!is_record_of(rec, peer.port))
 		rec = NULL;
 	if (rec)
 		record_reach(rec, TP_REACHED_ACCEPTED);
