@@ -233,6 +233,24 @@ def unjam(connection):
         pass
 
 
+@contextlib.contextmanager
+def small_buffers():
+    """
+    Large ones take long to fill on an emulated machine; what does not get in meanwhile is sent again
+    later and later, up to two minutes.
+    """
+    largest = {pathlib.Path(f"/proc/sys/net/ipv4/tcp_{kind}"): sizes
+               for kind, sizes in (("rmem", "4096 131072 262144"), ("wmem", "4096 16384 262144"))}
+    before = {path: path.read_text() for path in largest}
+    for path, sizes in largest.items():
+        path.write_text(sizes)
+    try:
+        yield
+    finally:
+        for path, sizes in before.items():
+            path.write_text(sizes)
+
+
 @case
 def pipes_kept_for_reuse_keep_no_client_out():
     """Bytes stuck both ways take two pipes a session; once they have flowed these are spare."""
@@ -244,7 +262,7 @@ def pipes_kept_for_reuse_keep_no_client_out():
             jam(connection)
         unjam(connection)
 
-    with Sandbox(proxy=None) as box, Server("10.77.0.1", stuck) as server:
+    with small_buffers(), Sandbox(proxy=None) as box, Server("10.77.0.1", stuck) as server:
         box.proxy = box.start_proxy(prefix=["prlimit", "--nofile=106:106"])
         clients = [box.connect(server.address) for _ in range(16)]
         begun.set()
