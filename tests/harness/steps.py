@@ -40,15 +40,11 @@ def stop_points(command):
     return points
 
 
-def troubled(trouble, command, point):
-    """The command with strace's `trouble` (signal=KILL, error=ENOMEM, delay_enter=US) at a point."""
-    call, number = point
-    return ["strace", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e",
-            f"inject={call}:{trouble}:when={number}", *command]
-
-
 def run_with(trouble, command, point):
-    return run(troubled(trouble, command, point), check=False)
+    """The command with strace's `trouble` (signal=KILL, error=ENOMEM) at a point."""
+    call, number = point
+    return run(["strace", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e",
+                f"inject={call}:{trouble}:when={number}", *command], check=False)
 
 
 def kill_at(command, point):
