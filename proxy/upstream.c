@@ -84,9 +84,17 @@ int upstream_result(struct session *s)
  * (by up to 200 ms, and no longer than until there is data), and sends it at once when they are
  * switched on.
  */
-void upstream_ack(const struct session *s, int now)
+void upstream_ack(struct session *s, int now)
 {
 	setsockopt(s->fd[UPSTREAM], IPPROTO_TCP, TCP_QUICKACK, &now, sizeof(now));
+	s->put_off |= !now;
+}
+
+void upstream_begun(struct session *s)
+{
+	if (s->put_off)
+		upstream_ack(s, 1);
+	s->put_off = 0;
 }
 
 /* How the listener does it for the client's leg, with a time of the operator's choice. */

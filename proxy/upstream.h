@@ -29,6 +29,13 @@ int upstream_result(struct session *s);
  * server's accept() returns after the client's connect() as it would directly, and never if the
  * client gives up.
  */
-void upstream_ack(const struct session *s, int now);
+void upstream_ack(struct session *s, int now);
+
+/*
+ * The client's first bytes were sent. A handshake that was put off has a second effect: with them
+ * the kernel begins to put off acknowledgements too, and a server that writes its answer in pieces,
+ * without TCP_NODELAY, would wait 40 ms for the second. This ends it.
+ */
+void upstream_begun(struct session *s);
 
 #endif

@@ -304,6 +304,32 @@ def a_client_that_resets_before_it_was_accepted_is_reset_at_the_server():
         box.wait_no_records()
 
 
+def delayed_acks():
+    """How many acknowledgements of this network namespace waited for their timer."""
+    names, values = [text.split() for text in pathlib.Path("/proc/thread-self/net/netstat")
+                     .read_text().splitlines() if text.startswith("TcpExt:")]
+    return int(values[names.index("DelayedACKs")])
+
+
+@case_for({"at once": (0,), "after a while": (0.005,)})
+def an_answer_in_pieces_comes_without_delay(pause):
+    """Without TCP_NODELAY a server sends the next piece when the last is acknowledged."""
+    def pieces(connection):
+        connection.recv(1)
+        for piece in (b"a", b"b", b"c\n"):
+            connection.sendall(piece)
+        silent(connection)
+
+    with Sandbox() as box, Server("10.77.0.1", pieces) as server:
+        before = delayed_acks()
+        for _ in range(20):
+            with box.connect(server.address) as client:
+                time.sleep(pause)
+                client.sendall(b"?")
+                assert line(client) == "abc"
+        assert delayed_acks() - before < 10, f"{delayed_acks() - before} in 20 exchanges"
+
+
 @case
 def data_sent_before_the_server_answers_is_kept():
     """The client's connect() returns before the upstream's: what it writes meanwhile must wait."""
