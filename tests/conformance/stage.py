@@ -63,6 +63,15 @@ def poll_now(sock, mask=ALL, timeout=0):
     return ready[0][1] if ready else 0
 
 
+def poll_answered(sock):
+    """The poll bits after a connect(). The kernel sets an error just before it closes the socket."""
+    mask = poll_now(sock)
+    if mask & select.POLLERR and not mask & select.POLLHUP:
+        time.sleep(0.02)
+        mask = poll_now(sock)
+    return mask
+
+
 def raw_connect(sock, data, length=None):
     """connect(2) with any bytes as the address. Returns the errno, 0 for success."""
     ctypes.set_errno(0)
@@ -194,7 +203,7 @@ class Stage:
             if not poll_now(sock, select.POLLOUT, DEADLINE):
                 self.note(what, "nothing")
                 return error
-            self.note(f"{what} poll", bits(poll_now(sock)))
+            self.note(f"{what} poll", bits(poll_answered(sock)))
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if not error:
                 sock.connect_ex(address)  # leaves the state in which it would once more say "done"
@@ -208,7 +217,7 @@ class Stage:
         self.note(f"{what} returned", name_of(error))
         if error == errno.EINPROGRESS:
             poll_now(sock, select.POLLOUT, DEADLINE)
-            self.note(f"{what} poll", bits(poll_now(sock)))
+            self.note(f"{what} poll", bits(poll_answered(sock)))
             error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             self.note(f"{what} SO_ERROR", name_of(error))
         self.note(f"{what} answered", "at once" if time.monotonic() - started < limit else "late")
