@@ -203,8 +203,8 @@ static void relay(struct proxy *p, struct session *s, unsigned int sides, int th
 			return;
 		}
 	}
-	if (s->dir[CLIENT].bytes)
-		upstream_begun(s);
+	if (s->dir[UPSTREAM].taken)
+		upstream_spoke(s);
 	if (s->dir[CLIENT].shut && s->dir[UPSTREAM].shut)
 		session_finish(p, s, END_CLOSED, 0);
 	else if (list == LIST_RELAY && s->unsure)

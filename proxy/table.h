@@ -99,13 +99,13 @@ struct session {
 	uint8_t by_icmp;     /* the upstream was refused by an ICMP error */
 	uint8_t ended; /* bit 1 << side: that side's FIN is here; no urgent byte lies before it,
 			  unless `urgent` says so */
-	uint8_t unsure : 2;  /* bit 1 << side: that side may have sent more than was taken */
-	uint8_t put_off : 1; /* the last packet of the upstream's handshake was put off, and nothing
-				was sent to it since */
-	int32_t fd[2];	     /* by enum side; -1 where there is none */
-	int32_t error;	     /* errno of a failed connect */
-	uint32_t hash_next;  /* those that were held are found by their client's cookie */
-	uint64_t start_ms;   /* CLOCK_MONOTONIC; 0: not filled in yet, so there is no session */
+	uint8_t unsure : 2;   /* bit 1 << side: that side may have sent more than was taken */
+	uint8_t put_off : 1;  /* the end of the upstream's handshake was, and it has not spoken yet
+			       */
+	int32_t fd[2];	      /* by enum side; -1 where there is none */
+	int32_t error;	      /* errno of a failed connect */
+	uint32_t hash_next;   /* those that were held are found by their client's cookie */
+	uint64_t start_ms;    /* CLOCK_MONOTONIC; 0: not filled in yet, so there is no session */
 	uint64_t deadline_ms; /* of its list, 0: none; of a relaying one: when it last relayed */
 	union {
 		struct tp_syn syn;	 /* while list_is_hold() */

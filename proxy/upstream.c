@@ -90,7 +90,7 @@ void upstream_ack(struct session *s, int now)
 	s->put_off |= !now;
 }
 
-void upstream_begun(struct session *s)
+void upstream_spoke(struct session *s)
 {
 	if (s->put_off)
 		upstream_ack(s, 1);

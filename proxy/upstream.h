@@ -32,10 +32,11 @@ int upstream_result(struct session *s);
 void upstream_ack(struct session *s, int now);
 
 /*
- * The client's first bytes were sent. A handshake that was put off has a second effect: with them
- * the kernel begins to put off acknowledgements too, and a server that writes its answer in pieces,
- * without TCP_NODELAY, would wait 40 ms for the second. This ends it.
+ * The server's first bytes were taken. To put off the end of a handshake has a second effect: once
+ * the client has sent something the kernel puts off the acknowledgement of what is answered, too,
+ * and a server that writes its answer in pieces, without TCP_NODELAY, would wait 40 ms before the
+ * second. This acknowledges the first and ends that.
  */
-void upstream_begun(struct session *s);
+void upstream_spoke(struct session *s);
 
 #endif

@@ -311,12 +311,12 @@ def delayed_acks():
     return int(values[names.index("DelayedACKs")])
 
 
-@case_for({"at once": (0,), "after a while": (0.005,)})
-def an_answer_in_pieces_comes_without_delay(pause):
+@case_for({"in one": ("question\n",), "in pieces": ("quest", "ion", "\n")})
+def an_answer_in_pieces_comes_without_delay(*question):
     """Without TCP_NODELAY a server sends the next piece when the last is acknowledged."""
     def pieces(connection):
-        connection.recv(1)
-        for piece in (b"a", b"b", b"c\n"):
+        line(connection)
+        for piece in (b"an", b"swer", b"\n"):
             connection.sendall(piece)
         silent(connection)
 
@@ -324,9 +324,11 @@ def an_answer_in_pieces_comes_without_delay(pause):
         before = delayed_acks()
         for _ in range(20):
             with box.connect(server.address) as client:
-                time.sleep(pause)
-                client.sendall(b"?")
-                assert line(client) == "abc"
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for piece in question:
+                    time.sleep(0.002)
+                    client.sendall(piece.encode())
+                assert line(client) == "answer"
         assert delayed_acks() - before < 10, f"{delayed_acks() - before} in 20 exchanges"
 
 
