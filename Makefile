@@ -21,6 +21,9 @@
 
 VERSION := 0.1.0
 
+# The built-in rules would be tried on every header that some .d file names: seconds, for nothing.
+MAKEFLAGS += --no-builtin-rules
+
 O      ?= build
 PREFIX ?= /usr/local
 SBINDIR ?= $(PREFIX)/sbin
