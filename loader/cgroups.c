@@ -95,6 +95,14 @@ bool cgroups_contain(const struct cgroups *cgs, uint64_t id)
 	return false;
 }
 
+bool cgroups_cover(const struct cgroups *cgs, const char *path)
+{
+	for (size_t i = 0; i < cgs->count; i++)
+		if (path_within(path, cgs->items[i].path))
+			return true;
+	return false;
+}
+
 const struct cgroup *cgroups_overlapping(const struct cgroups *cgs, uint64_t id)
 {
 	char path[PATH_MAX];

@@ -29,6 +29,9 @@ void cgroups_close(struct cgroups *cgs);
 
 bool cgroups_contain(const struct cgroups *cgs, uint64_t id);
 
+/* Whether a path is of one of them, or below it. */
+bool cgroups_cover(const struct cgroups *cgs, const char *path);
+
 /* The first that is the cgroup of this id, above or below it; NULL if none is, or the id has gone.
  */
 const struct cgroup *cgroups_overlapping(const struct cgroups *cgs, uint64_t id);

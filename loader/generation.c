@@ -113,8 +113,7 @@ static int has_port(int records, const __u64 *cookie, const struct tp_port_key *
 	       !memcmp(&key, port, sizeof(key));
 }
 
-/* Of a port in the new map: nobody would free it. */
-static bool is_stray(const void *key, const void *value, const void *context)
+bool generation_is_stray(const void *key, const void *value, void *context)
 {
 	struct tp_port_key port;
 	struct tp_record rec;
@@ -122,7 +121,7 @@ static bool is_stray(const void *key, const void *value, const void *context)
 
 	memcpy(&port, key, sizeof(port));
 	memcpy(&cookie, value, sizeof(cookie));
-	return !has_port(*(const int *)context, &cookie, &port, &rec);
+	return !has_port(*(int *)context, &cookie, &port, &rec);
 }
 
 /*
@@ -396,7 +395,7 @@ static int resume(struct handover *h, bool back)
 	if (!back)
 		err = transfer_resume(&h->transfer[0], h->f);
 	if (!err && h->to[1] >= 0)
-		err = transfer_sweep(h->to[1], is_stray, &h->to[0], h->f);
+		err = transfer_sweep(h->to[1], generation_is_stray, &h->to[0], h->f);
 	return err;
 }
 

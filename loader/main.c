@@ -8,6 +8,7 @@
 #include "access.h"
 #include "cgroups.h"
 #include "check.h"
+#include "forget.h"
 #include "generation.h"
 #include "load.h"
 #include "lock.h"
@@ -136,10 +137,13 @@ static void report(const struct settings *set, const struct cgroups *cgs, const 
 static int change(const struct settings *settings, const struct cgroups *cgs, struct set *set,
 		  struct object *obj, struct plan *plan, struct failure *f)
 {
+	struct cgroups left_out _cleanup_cgroups_ = {0};
 	struct object again _cleanup_object_ = {0};
 	struct plan rest = *plan;
-	int err;
+	int err = forget_find(set, cgs, &left_out, f);
 
+	if (err)
+		return err;
 	if (plan->generation) { /* then there is another set, to which settings may be new */
 		err = generation_change(cgs, set, obj, plan, settings->group, f);
 		set_free(set);
@@ -153,7 +157,8 @@ static int change(const struct settings *settings, const struct cgroups *cgs, st
 			return err;
 		obj = &again;
 	}
-	return plan_empty(&rest) ? 0 : upgrade_apply(settings, cgs, set, obj, &rest, f);
+	err = plan_empty(&rest) ? 0 : upgrade_apply(settings, cgs, set, obj, &rest, f);
+	return err ?: forget_connections(set, &left_out, cgs, f);
 }
 
 /* Everything that is pinned is read and checked before the first change. */

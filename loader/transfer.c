@@ -318,8 +318,8 @@ int transfer_resume(struct transfer *t, struct failure *f)
 	return 0;
 }
 
-int transfer_sweep(int map, bool (*stale)(const void *key, const void *value, const void *context),
-		   const void *context, struct failure *f)
+int transfer_sweep(int map, bool (*stale)(const void *key, const void *value, void *context),
+		   void *context, struct failure *f)
 {
 	struct transfer own _cleanup_(transfer_free) = {0};
 	unsigned char *value _cleanup_free_ = NULL;

@@ -62,8 +62,8 @@ void transfer_free(struct transfer *t);
 int transfer_resume(struct transfer *t, struct failure *f);
 
 /* Removes what a map has and `stale` says so of. */
-int transfer_sweep(int map, bool (*stale)(const void *key, const void *value, const void *context),
-		   const void *context, struct failure *f);
+int transfer_sweep(int map, bool (*stale)(const void *key, const void *value, void *context),
+		   void *context, struct failure *f);
 
 /* The value of an entry of what was applied last. */
 const void *transfer_value(const struct transfer *t, size_t i);

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """tproxy-load: what it puts in place, changes in place, takes away, and refuses."""
 
+import socket
 import subprocess
 
 from harness import (LOAD, UNPRIVILEGED, Sandbox, Server, banner, bpftool, case, case_for, echo,
@@ -89,6 +90,26 @@ def cgroups_are_added_and_removed_in_place():
         box.loader("--cgroup", box.clients)
         assert object_ids(box) == before
         assert attached(box.servers) == []
+
+
+@case_for({"in place": (), "with other maps": ("--max-connections", "4242")})
+def connections_of_a_cgroup_that_is_left_out_go_on_and_leave_no_records(*words):
+    with Sandbox(load=None) as box, Server("10.77.0.1", echo) as server:
+        box.loader("--cgroup", box.clients, "--cgroup", box.servers)
+        box.start_proxy()
+        with box.inside(), socket.create_connection(server.address) as left_out, \
+                box.inside(box.servers), socket.create_connection(server.address) as kept:
+            assert redirected(left_out) and redirected(kept) and len(box.records()) == 2
+            box.loader("--cgroup", box.servers, *words)
+            assert_whole(box, box.servers)
+            record, = box.records()
+            assert record["cgroup_id"] == box.servers.stat().st_ino, record
+            assert [entry["value"] for entry in box.map("ports")] == [record["cookie"]]
+            assert kept.getpeername() == server.address
+            for client in (left_out, kept):
+                client.sendall(b"still there")
+                assert client.recv(100) == b"still there"
+        box.wait_no_records()
 
 
 @case
