@@ -268,16 +268,18 @@ static __always_inline void proxy_accepted(struct bpf_sock_ops *ctx)
 	rec = cookie ? bpf_map_lookup_elem(&map_socks, cookie) : NULL;
 	if (!is_record_of(rec, peer.port))
 		rec = NULL;
-	if (rec)
-		record_reach(rec, TP_REACHED_ACCEPTED);
-	if (mark->role == TP_ROLE_ACCEPTED)
+	if (mark->role == TP_ROLE_ACCEPTED) {
+		if (rec)
+			record_reach(rec, TP_REACHED_ACCEPTED);
 		return;
+	}
 	if (!rec) {
 		COUNT(accepted_unknown);
 		return;
 	}
 	mark->client = *rec;
 	mark->role = TP_ROLE_ACCEPTED;
+	record_reach(rec, TP_REACHED_ACCEPTED); /* the last that is asked of it */
 	COUNT(accepted);
 }
 

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#include "generation.h"
+#include "log.h"
 #include "mounts.h"
 #include "plan.h"
 #include "transfer.h"
@@ -40,6 +40,7 @@ struct known {
 
 struct forget {
 	const struct cgroups *left_out, *wanted;
+	int ports;
 	struct known *known; /* to ask the kernel for each record would take long */
 	size_t count, size;
 };
@@ -71,26 +72,51 @@ static bool is_left_out(struct forget *f, uint64_t id)
 	return left_out;
 }
 
-/* What counts is the cgroup in which the socket was made; this is where connect() was called. */
+/* While its connection lives nobody else can have its port. */
+static void port_remove(int ports, const struct tp_record *rec)
+{
+	struct tp_port_key key;
+	__u64 owner;
+
+	tp_port_key_set(&key, rec->netns, &rec->src, rec->proxy_port);
+	if (rec->src.family && !entry_read(ports, &key, &owner) && owner == rec->cookie)
+		entry_delete(ports, &key);
+}
+
+/*
+ * The record has the cgroup of whoever called connect(). What counts is that of whoever made the
+ * socket, mostly the same.
+ */
 static bool is_forgotten(const void *key, const void *value, void *context)
 {
+	struct forget *f = context;
 	struct tp_record rec;
 
 	(void)key;
 	memcpy(&rec, value, sizeof(rec));
-	return rec.reached & TP_REACHED_ACCEPTED && is_left_out(context, rec.cgroup_id);
+	if (!(rec.reached & (TP_REACHED_ACCEPTED | TP_REACHED_CLOSED)) ||
+	    !is_left_out(f, rec.cgroup_id))
+		return false;
+	port_remove(f->ports, &rec);
+	return true;
 }
 
-int forget_connections(const struct set *set, const struct cgroups *left_out,
-		       const struct cgroups *wanted, struct failure *f)
+void forget_connections(const struct set *set, const struct cgroups *left_out,
+			const struct cgroups *wanted)
 {
-	struct forget context _cleanup_(forget_free) = {left_out, wanted, NULL, 0, 0};
-	int records, ports, err;
+	struct forget context _cleanup_(forget_free) = {
+		.left_out = left_out,
+		.wanted = wanted,
+		.ports = set_find(set, PIN_MAP, PIN_MAP_ports, false)->fd,
+	};
+	struct failure f;
 
 	if (!left_out->count)
-		return 0;
-	records = set_find(set, PIN_MAP, PIN_MAP_socks, false)->fd;
-	ports = set_find(set, PIN_MAP, PIN_MAP_ports, false)->fd;
-	err = transfer_sweep(records, is_forgotten, &context, f);
-	return err ?: transfer_sweep(ports, generation_is_stray, &records, f);
+		return;
+	if (programs_wait(&f) || transfer_sweep(set_find(set, PIN_MAP, PIN_MAP_socks, false)->fd,
+						is_forgotten, &context, &f))
+		log_warning("instance %s: the new settings are in force, but records of "
+			    "connections of cgroups that were left out stay until the hooks are "
+			    "unloaded: %s",
+			    set->name, f.text);
 }

@@ -12,9 +12,11 @@ int forget_find(const struct set *set, const struct cgroups *wanted, struct cgro
 
 /*
  * Once they have no programs any more: removes what was kept of the connections made there, which
- * go on. Not of those that tproxyd has still to look up; the next call for that cgroup does.
+ * go on. What cannot be removed costs its place in the maps and is warned of: it is no failure. Not
+ * removed are handshakes that are held, as tproxyd has still to look them up, and connections whose
+ * own cgroup has gone, since it might be that of others.
  */
-int forget_connections(const struct set *set, const struct cgroups *left_out,
-		       const struct cgroups *wanted, struct failure *f);
+void forget_connections(const struct set *set, const struct cgroups *left_out,
+			const struct cgroups *wanted);
 
 #endif

@@ -113,7 +113,8 @@ static int has_port(int records, const __u64 *cookie, const struct tp_port_key *
 	       !memcmp(&key, port, sizeof(key));
 }
 
-bool generation_is_stray(const void *key, const void *value, void *context)
+/* Of a port in the new map: nobody would free it. */
+static bool is_stray(const void *key, const void *value, void *context)
 {
 	struct tp_port_key port;
 	struct tp_record rec;
@@ -284,24 +285,6 @@ static void live_leave(const struct set *to, __u32 index)
 	}
 }
 
-/* Until all programs that run now have ended: an update of an array of maps, any one, waits for
- * that. */
-static int programs_wait(struct failure *f)
-{
-	int inner _cleanup_fd_ = bpf_map_create(BPF_MAP_TYPE_ARRAY, NULL, sizeof(__u32),
-						sizeof(__u32), 1, NULL);
-	LIBBPF_OPTS(bpf_map_create_opts, opts, .inner_map_fd = inner);
-	int outer _cleanup_fd_ = -1;
-	__u32 zero = 0;
-
-	if (inner >= 0)
-		outer = bpf_map_create(BPF_MAP_TYPE_ARRAY_OF_MAPS, NULL, sizeof(__u32),
-				       sizeof(__u32), 1, &opts);
-	if (outer < 0 || bpf_map_update_elem(outer, &zero, &inner, BPF_ANY))
-		return fail(f, -errno, "cannot wait for the hooks that run: %m%s", remedy(errno));
-	return 0;
-}
-
 /* A proxy of the old version knows whom it accepts only with the old hooks in place. */
 static int held_wait(struct handover *h)
 {
@@ -395,7 +378,7 @@ static int resume(struct handover *h, bool back)
 	if (!back)
 		err = transfer_resume(&h->transfer[0], h->f);
 	if (!err && h->to[1] >= 0)
-		err = transfer_sweep(h->to[1], generation_is_stray, &h->to[0], h->f);
+		err = transfer_sweep(h->to[1], is_stray, &h->to[0], h->f);
 	return err;
 }
 

@@ -20,12 +20,6 @@ int generation_change(const struct cgroups *cgs, const struct set *set, struct o
 /* Takes NAME~new, of which `from` was read, away; `to`, in force as NAME, inherits what it had. */
 int generation_retire(const struct set *from, const struct set *to, struct failure *f);
 
-/*
- * For transfer_sweep(), of map_ports: whether nobody would free a port, as no connection has it.
- * `context` is the fd of map_socks.
- */
-bool generation_is_stray(const void *key, const void *value, void *context);
-
 /* Where directories could not be exchanged at once and a run was killed in between. */
 int generation_rename_back(const char *name, struct failure *f);
 

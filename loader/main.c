@@ -158,7 +158,9 @@ static int change(const struct settings *settings, const struct cgroups *cgs, st
 		obj = &again;
 	}
 	err = plan_empty(&rest) ? 0 : upgrade_apply(settings, cgs, set, obj, &rest, f);
-	return err ?: forget_connections(set, &left_out, cgs, f);
+	if (!err)
+		forget_connections(set, &left_out, cgs);
+	return err;
 }
 
 /* Everything that is pinned is read and checked before the first change. */

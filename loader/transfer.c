@@ -341,6 +341,23 @@ int transfer_sweep(int map, bool (*stale)(const void *key, const void *value, vo
 		   : 0;
 }
 
+/* An update of an array of maps, any one, waits for it. */
+int programs_wait(struct failure *f)
+{
+	int inner _cleanup_fd_ = bpf_map_create(BPF_MAP_TYPE_ARRAY, NULL, sizeof(__u32),
+						sizeof(__u32), 1, NULL);
+	LIBBPF_OPTS(bpf_map_create_opts, opts, .inner_map_fd = inner);
+	int outer _cleanup_fd_ = -1;
+	__u32 zero = 0;
+
+	if (inner >= 0)
+		outer = bpf_map_create(BPF_MAP_TYPE_ARRAY_OF_MAPS, NULL, sizeof(__u32),
+				       sizeof(__u32), 1, &opts);
+	if (outer < 0 || bpf_map_update_elem(outer, &zero, &inner, BPF_ANY))
+		return fail(f, -errno, "cannot wait for the hooks that run: %m%s", remedy(errno));
+	return 0;
+}
+
 void transfer_free(struct transfer *t)
 {
 	converter_free(&t->key);

@@ -79,6 +79,9 @@ int entry_delete(int map, const void *key);
  * which -E2BIG is not. */
 int worse(int a, int b);
 
+/* Returns when all programs that run now have ended. */
+int programs_wait(struct failure *f);
+
 /* Once, the only element of an array, per CPU or not. */
 int transfer_array(int from, int to, struct failure *f);
 

@@ -203,7 +203,7 @@ static void relay(struct proxy *p, struct session *s, unsigned int sides, int th
 			return;
 		}
 	}
-	if (s->dir[UPSTREAM].taken)
+	if (s->put_off && s->dir[UPSTREAM].taken)
 		upstream_spoke(s);
 	if (s->dir[CLIENT].shut && s->dir[UPSTREAM].shut)
 		session_finish(p, s, END_CLOSED, 0);
@@ -465,6 +465,8 @@ static void recover_relay(struct proxy *p, struct session *s, const uint32_t rea
 			busy = 1;
 		relay_recover(s, side, &p->pipes);
 	}
+	if (s->put_off && s->dir[UPSTREAM].taken)
+		busy = 1;
 	if (s->list != LIST_RELAY)
 		table_move(&p->table, s, LIST_RELAY);
 	for (enum side side = CLIENT; side <= UPSTREAM; side++)
@@ -482,6 +484,7 @@ void session_recover(struct proxy *p, struct session *s, const uint32_t ready[2]
 		recover_connecting(p, s, ready);
 		break;
 	case LIST_GRANTED:
+		upstream_ack(s, 1); /* the predecessor may not have come to it */
 		s->early |= !!(ready[UPSTREAM] & ~EPOLLOUT);
 		/* Else it is on its way in, or hold_press() finds that it is not. */
 		if (s->fd[CLIENT] >= 0)

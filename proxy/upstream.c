@@ -92,8 +92,7 @@ void upstream_ack(struct session *s, int now)
 
 void upstream_spoke(struct session *s)
 {
-	if (s->put_off)
-		upstream_ack(s, 1);
+	upstream_ack(s, 1);
 	s->put_off = 0;
 }
 

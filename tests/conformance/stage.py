@@ -64,9 +64,9 @@ def poll_now(sock, mask=ALL, timeout=0):
 
 
 def poll_answered(sock):
-    """The poll bits after a connect(). The kernel sets an error just before it closes the socket."""
+    """The poll bits after a connect(). The kernel sets the error just before it closes the socket."""
     mask = poll_now(sock)
-    if mask & select.POLLERR and not mask & select.POLLHUP:
+    if mask & select.POLLERR and not mask & select.POLLRDHUP:
         time.sleep(0.02)
         mask = poll_now(sock)
     return mask

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """tproxy-load: what it puts in place, changes in place, takes away, and refuses."""
 
+import errno
 import socket
 import subprocess
 
 from harness import (LOAD, UNPRIVILEGED, Sandbox, Server, banner, bpftool, case, case_for, echo,
-                     line, main, redirected, run, tmpdir, wait_for)
+                     free_port, line, main, redirected, run, tmpdir, wait_for)
 from harness.pins import (BPFFS, HOOKS, assert_nothing, assert_whole, attached, object_ids,
                           pretend_another_abi, pretend_another_build)
 
@@ -98,8 +99,11 @@ def connections_of_a_cgroup_that_is_left_out_go_on_and_leave_no_records(*words):
         box.loader("--cgroup", box.clients, "--cgroup", box.servers)
         box.start_proxy()
         with box.inside(), socket.create_connection(server.address) as left_out, \
+                socket.socket() as refused, \
                 box.inside(box.servers), socket.create_connection(server.address) as kept:
-            assert redirected(left_out) and redirected(kept) and len(box.records()) == 2
+            with box.inside():
+                assert refused.connect_ex(("10.77.0.1", free_port("10.77.0.1"))) == errno.ECONNREFUSED
+            assert redirected(left_out) and redirected(kept) and len(box.records()) == 3
             box.loader("--cgroup", box.servers, *words)
             assert_whole(box, box.servers)
             record, = box.records()
