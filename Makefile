@@ -25,6 +25,8 @@ VERSION := 0.1.0
 MAKEFLAGS += --no-builtin-rules
 
 O      ?= build
+# In one form, as .d files name what they are about by it.
+override O := $(patsubst $(CURDIR)/%,%,$(abspath $(O)))
 PREFIX ?= /usr/local
 SBINDIR ?= $(PREFIX)/sbin
 MANDIR ?= $(PREFIX)/share/man

@@ -317,27 +317,54 @@ static int raw_open(const struct proxy *p, int family, struct failure *f)
 	return TAKE_FD(fd);
 }
 
+/*
+ * A socket may have no room for two filters beside each other: net.core.optmem_max is 20 kB on
+ * older kernels. Then there is none for a moment, in which clients come in without being held.
+ */
+static int attach(int listener, int prog)
+{
+	int unused = 0;
+
+	if (!setsockopt(listener, SOL_SOCKET, SO_ATTACH_BPF, &prog, sizeof(prog)))
+		return 0;
+	if (errno != ENOMEM)
+		return -errno;
+	setsockopt(listener, SOL_SOCKET, SO_DETACH_FILTER, &unused, sizeof(unused));
+	return setsockopt(listener, SOL_SOCKET, SO_ATTACH_BPF, &prog, sizeof(prog)) ? -errno : 0;
+}
+
 static int attach_doorman(struct proxy *p, struct failure *f)
 {
 	int prog _cleanup_fd_ = instance_open_doorman(p->instance.name, f);
+	struct bpf_prog_info info = {};
+	__u32 info_len = sizeof(info);
 
 	if (prog < 0)
 		return prog;
+	if (bpf_obj_get_info_by_fd(prog, &info, &info_len))
+		return fail(f, -errno, "cannot inspect the doorman: %m");
 	for (int i = 0; i < LISTENER_COUNT; i++) {
 		struct tp_door door = {.netns = p->netns,
 				       .proxy_port = p->shared->port + i / FAMILY_COUNT,
 				       .slot = p->shared->slot};
 		socklen_t len = sizeof(__u64);
 		__u64 cookie;
+		int err;
 
 		if (p->shared->listener[i] < 0)
 			continue;
 		if (getsockopt(p->shared->listener[i], SOL_SOCKET, SO_COOKIE, &cookie, &len) ||
-		    bpf_map_update_elem(p->instance.map[PIN_MAP_doors], &cookie, &door, BPF_ANY) ||
-		    setsockopt(p->shared->listener[i], SOL_SOCKET, SO_ATTACH_BPF, &prog,
-			       sizeof(prog)))
-			return fail(f, -errno, "cannot put the doorman on the listener: %m");
+		    bpf_map_update_elem(p->instance.map[PIN_MAP_doors], &cookie, &door, BPF_ANY))
+			return fail(f, -errno, "cannot enter the listener in map_doors: %m");
+		if (p->shared->doorman == info.id)
+			continue;
+		err = attach(p->shared->listener[i], prog);
+		if (err)
+			return fail(f, err, "cannot put the doorman on the listener: %s%s",
+				    strerror(-err),
+				    err == -ENOMEM ? "; raise net.core.optmem_max" : "");
 	}
+	p->shared->doorman = info.id;
 	return 0;
 }
 

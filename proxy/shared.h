@@ -42,6 +42,7 @@ struct shared {
 	int32_t listener[LISTENER_COUNT]; /* -1: not used, or not to be had */
 	int32_t raw[FAMILY_COUNT]; /* raw sockets that answer held clients; -1: hold is off */
 	int32_t ring;		   /* what the doorman delivers; -1: hold is off */
+	uint32_t doorman;	   /* id of the program that is on all listeners; 0: none */
 	/* The master's own: */
 	int32_t signals; /* signalfd */
 	int32_t control; /* listens for one that wants to take over; -1: nobody can */

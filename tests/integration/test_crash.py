@@ -6,13 +6,15 @@ That nobody notices any of it under load is for test_restart.py.
 
 import contextlib
 import os
+import pathlib
 import signal
 import socket
 import threading
 
-from harness import (TPROXYD, Failed, Sandbox, Server, banner, case, case_for, echo, line, main,
+from harness import (TPROXYD, Failed, Sandbox, Server, banner, bpftool, case, case_for, echo, line, main,
                      redirected, refusal, tmpdir, wait_for)
 from harness.load import HERE, children, held_client, registered, worker
+from harness.pins import pretend_another_build
 from harness.steps import Traced
 from harness.system import has_ended
 
@@ -60,6 +62,27 @@ def hold_can_be_switched_by_a_reload():
                 assert box.counters()["held"] - held == (hold == "on")
                 old.sendall(b"x")
                 assert old.recv(1) == b"x"
+
+
+OPTMEM_MAX = pathlib.Path("/proc/sys/net/core/optmem_max")  # a namespace's own on later kernels
+
+
+@case_for({"of the same hooks": (lambda box: None,), "of other hooks": (pretend_another_build,)})
+def a_reload_finds_no_room_for_two_doormen(change):
+    """Beside each other on a listener: as where a socket has 20 kB for such."""
+    with Sandbox() as box, Server(HERE, echo) as server:
+        size = bpftool("prog", "show", "pinned", box.pins / "prog_doorman")["bytes_xlated"]
+        if OPTMEM_MAX.exists():
+            OPTMEM_MAX.write_text(str(3 * size // 2))
+        change(box)
+        box.load()
+        for number in range(2):
+            box.proxy.reload()
+            wait_for(lambda: box.proxy.times_served() == number + 1, "a reload")
+        held = box.counters()["held"]
+        with box.connect(server.address) as client:
+            assert redirected(client)
+        assert box.counters()["held"] == held + 1
 
 
 @case
