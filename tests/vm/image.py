@@ -169,9 +169,14 @@ def write_userland(out, root, output):
 
 
 def write_modules(out, kernel):
-    """The part of one kernel. (The kernel unpacks one archive after the other.)"""
+    """
+    The part of one kernel. (The kernel unpacks one archive after the other.) Without the list of
+    device nodes to make before their modules are loaded: the Debian system has no kmod to make them.
+    """
     cpio = Cpio(out)
     for path in _files(str(kernel.modules), NOT_SOURCE):
+        if os.path.basename(path) == "modules.devname":
+            continue
         name = os.path.relpath(path, kernel.modules)
         cpio.file(f"usr/{name}", pathlib.Path(path).read_bytes())
     cpio.end()
