@@ -74,7 +74,7 @@ static const struct opt options[] = {
 	 .letter = 'j',
 	 .type = OPT_FLAG,
 	 .offset = offsetof(struct command_settings, json),
-	 .help = "report the end as JSON, on stderr"},
+	 .help = "report the end as JSON on stderr, and nothing else but what went wrong"},
 	{0},
 };
 
@@ -117,7 +117,7 @@ static int signals_take(struct run *r, struct failure *f)
 	sigaddset(&blocked, SIGPIPE);
 	sigprocmask(SIG_BLOCK, &blocked, &r->old_mask);
 	r->caller.mask = &r->old_mask;
-	r->caller.quiet = r->settings->quiet;
+	r->caller.quiet = r->settings->quiet || r->settings->common.json;
 	r->caller.signals = signalfd(-1, &wanted, SFD_CLOEXEC | SFD_NONBLOCK);
 	return r->caller.signals < 0 ? fail(f, -errno, "cannot receive signals: %m") : 0;
 }
@@ -154,7 +154,7 @@ static int sweep(struct sandbox *box, void *user)
 	memcpy(name, box->name, sizeof(name));
 	if (sandbox_destroy(box, &r->caller, &f))
 		log_warning("%s was left by a run that was killed: %s", name, f.text);
-	else if (!r->settings->quiet)
+	else if (!r->caller.quiet)
 		log_notice("removed %s, left by a run that was killed", name);
 	return 0;
 }
@@ -298,7 +298,7 @@ static void background_end(struct run *r)
 
 	if (!count)
 		return;
-	if (!r->settings->quiet)
+	if (!r->caller.quiet)
 		log_notice("%s left %u process%s running: ended, as the proxy goes", r->argv[0],
 			   count, count == 1 ? "" : "es");
 	if (cgroup_wait_empty(r->box.command, BACKGROUND_TIMEOUT_MS) &&
@@ -366,7 +366,7 @@ static void report_end(const struct run *r, const json_t *tree)
 		tree_print(tree, stderr, JSON_COMPACT);
 		return;
 	}
-	if (r->settings->quiet)
+	if (r->caller.quiet)
 		return;
 	log_notice("%s ended with code %" PRIu64 "; connections: %" PRIu64
 		   " through the proxy, %" PRIu64 " direct, %" PRIu64 " refused",

@@ -7,6 +7,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import time
 
 from harness import (TPROXY, UNPRIVILEGED, Server, banner, case, case_for, hello, main, run,
                      wait_for)
@@ -109,6 +110,17 @@ def json_reports_the_end():
         assert report["exit_code"] == 0 and report["proxy_died"] is False, report
         assert report["counters"]["redirected"] == 1, report
         assert report["command"][0] == "curl", report
+
+
+@case
+def json_has_stderr_for_itself():
+    with open("/run/tproxy-load/load.lock", "a", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = start("sh", "-c", "sleep 1000 </dev/null >/dev/null 2>&1 &",
+                        options=["--json", "--log", "/dev/null"])
+        time.sleep(2)  # it would have said by now that it waits
+    said = waiting.communicate()[1]
+    assert json.loads(said)["exit_code"] == 0, said
 
 
 @case
