@@ -287,6 +287,10 @@ upgradetest: deps
 # --- the rest -------------------------------------------------------------------------------------
 
 .PHONY: install uninstall clean format
+# tproxyd@2-4.service is the second of four parts: the same but for that, and not beside the whole.
+PART_OF_UNIT = -e 's|^Description=.*|&, part %I of the ports|' -e 's|^ExecStart=.*|& --part %I|' \
+	-e 's|^Conflicts=.*|& tproxyd.service\nAfter=tproxyd.service|'
+
 install: all
 	install -d $(DESTDIR)$(SBINDIR) $(DESTDIR)$(MANDIR)/man8 $(DESTDIR)$(MANDIR)/man5 \
 		$(DESTDIR)$(UNITDIR) $(DESTDIR)$(SYSCONFDIR)/tproxy $(DESTDIR)$(SYSUSERSDIR)
@@ -296,6 +300,7 @@ install: all
 	for unit in systemd/*.service; do \
 		sed 's|@SBINDIR@|$(SBINDIR)|g' $$unit > $(DESTDIR)$(UNITDIR)/$${unit##*/}; \
 	done
+	sed $(PART_OF_UNIT) $(DESTDIR)$(UNITDIR)/tproxyd.service > $(DESTDIR)$(UNITDIR)/tproxyd@.service
 	install -m 644 systemd/sysusers.conf $(DESTDIR)$(SYSUSERSDIR)/tproxy.conf
 	test -n "$(DESTDIR)" || systemd-sysusers $(SYSUSERSDIR)/tproxy.conf
 	test -e $(DESTDIR)$(SYSCONFDIR)/tproxy/tproxy.conf || \
@@ -307,7 +312,7 @@ uninstall:
 	rm -f $(addprefix $(DESTDIR)$(MANDIR)/man8/,$(notdir $(wildcard docs/*.8)))
 	rm -f $(addprefix $(DESTDIR)$(MANDIR)/man5/,$(notdir $(wildcard docs/*.5)))
 	rm -f $(DESTDIR)$(SYSUSERSDIR)/tproxy.conf
-	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(wildcard systemd/*.service)))
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,$(notdir $(wildcard systemd/*.service)) tproxyd@.service)
 
 clean:
 	rm -rf $(O)

@@ -16,14 +16,14 @@
 #include <stddef.h>
 
 #define ABI_MAGIC   0x74707879 /* "tpxy" */
-#define ABI_VERSION 2
+#define ABI_VERSION 3
 
 #define TP_MAX_RECORDS (1 << 24) /* in map_socks, whatever --max-connections says */
 #define TP_NAME_LEN    32	 /* instance name, NUL included */
 #define TP_COMM_LEN    16	 /* the kernel's TASK_COMM_LEN */
 #define TP_CC_LEN      16	 /* the kernel's TCP_CA_NAME_MAX */
 #define TP_CC_LOCAL    "reno" /* congestion control of legs on this host, where it paces otherwise */
-#define TP_MAX_PROXIES 8      /* tproxyd processes registered at once: one a network namespace */
+#define TP_MAX_PROXIES 16     /* tproxyds registered at once: one a network namespace, or several */
 #define TP_NO_SLOT     TP_MAX_PROXIES /* a proxy that is no tproxyd: it has no ring and no settings */
 #define TP_MAX_PORTS   16
 
@@ -249,7 +249,9 @@ struct tp_proxy {
 	__u32 connect_timeout; /* ms after which a held client meets ETIMEDOUT; 0: by its own timer
 				*/
 	__u32 paces; /* the namespace's congestion control paces, which slows a loopback down */
-	__u32 reserved;
+	__u16 port;  /* the first of the listener ports that are its own, host order; 0: that of
+			tp_config */
+	__u16 reserved;
 };
 
 /*
@@ -272,11 +274,14 @@ struct tp_config {
 
 /*
  * The port that a client is sent to, by its socket cookie. Connections to one address and port can
- * be as many as there are local ports, some 28,000: they are spread over several.
+ * be as many as there are local ports, some 28,000: they are spread over several. Cookies are
+ * numbers in a row, of which a connection takes a few, so what is taken is not their remainder.
  */
 static inline __u16 tp_port_of(const struct tp_config *config, __u64 cookie)
 {
-	return config->port + (__u32)cookie % (config->ports + !config->ports);
+	__u32 mixed = (__u32)cookie * 0x9e3779b1U;
+
+	return config->port + (mixed >> 16) % (config->ports + !config->ports);
 }
 
 /* Counters, one a decision: X(name, what it says to a human). Value of map_stats, per CPU. */
@@ -356,7 +361,7 @@ _Static_assert(sizeof(struct tp_event_syn) == 208, "tp_event_syn");
 _Static_assert(sizeof(struct tp_event_gone) == 16, "tp_event_gone");
 _Static_assert(offsetof(struct tp_event_stray, segment) == 32, "tp_event_stray");
 _Static_assert(sizeof(struct tp_proxy) == 24, "tp_proxy");
-_Static_assert(sizeof(struct tp_config) == 264, "tp_config");
+_Static_assert(sizeof(struct tp_config) == 456, "tp_config");
 _Static_assert(sizeof(struct tp_failed) == 16, "tp_failed");
 _Static_assert(sizeof(struct tp_window) == 16, "tp_window");
 

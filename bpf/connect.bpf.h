@@ -23,15 +23,16 @@ static __always_inline int is_kernel_socket(struct bpf_sock *sk)
 	return full && BPF_CORE_READ_BITFIELD(full, sk_kern_sock);
 }
 
-static __always_inline int is_registered(struct bpf_sock_addr *ctx, const struct tp_config *cfg)
+static __always_inline const struct tp_proxy *registered(struct bpf_sock_addr *ctx,
+							 const struct tp_config *cfg)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 
 	for (int i = 0; i < TP_MAX_PROXIES; i++)
 		if (cfg->proxies[i].tgid == tgid &&
 		    cfg->proxies[i].netns == bpf_get_netns_cookie(ctx))
-			return 1;
-	return 0;
+			return &cfg->proxies[i];
+	return NULL;
 }
 
 /* Who listens on a port of loopback in the client's own network namespace; to be released. */
@@ -60,15 +61,16 @@ static __always_inline struct bpf_sock *listener_lookup(struct bpf_sock_addr *ct
  */
 static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const struct tp_config *cfg)
 {
+	const struct tp_proxy *proxy = registered(ctx, cfg);
 	struct tp_mark *mark;
 	struct bpf_sock *sk;
 	int ours;
 
-	if (!is_registered(ctx, cfg))
+	if (!proxy)
 		return 0;
 	if (cfg->policy != TP_POLICY_REFUSE || !cfg->port)
 		return 1;
-	sk = listener_lookup(ctx, cfg->port, 1); /* it always listens on IPv4 */
+	sk = listener_lookup(ctx, proxy->port ?: cfg->port, 1); /* it always listens on IPv4 */
 	if (!sk)
 		return 0;
 	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
@@ -77,7 +79,7 @@ static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const st
 	return ours;
 }
 
-enum found { FOUND_NOBODY, FOUND_STRANGER, FOUND_PROXY };
+enum found { FOUND_NOBODY, FOUND_STRANGER, FOUND_PROXY }; /* by what counts more */
 
 /*
  * Answers whether a proxy is up, and whether it is ours rather than somebody squatting on the port.
@@ -108,8 +110,8 @@ static __always_inline enum found listener_at(struct bpf_sock_addr *ctx, __u16 p
 }
 
 /*
- * The first port is the one that a proxy cannot do without, and the one for clients that have
- * chosen their own: two of these with one source must meet there, see source_taken().
+ * Where nobody serves the client's own port, who serves another one takes it; in this order clients
+ * that have chosen their own port, two of which with one source must meet, do: see source_taken().
  */
 static __always_inline enum verdict
 listener_find(struct bpf_sock_addr *ctx, const struct tp_config *cfg, int v4, struct tp_record *rec)
@@ -117,8 +119,12 @@ listener_find(struct bpf_sock_addr *ctx, const struct tp_config *cfg, int v4, st
 	__u16 port = rec->flags & TP_RECORD_BOUND_PORT ? cfg->port : tp_port_of(cfg, rec->cookie);
 	enum found found = listener_at(ctx, port, v4, rec);
 
-	if (found != FOUND_PROXY && port != cfg->port)
-		found = listener_at(ctx, cfg->port, v4, rec);
+	for (int i = 0; found != FOUND_PROXY && i < TP_MAX_PORTS && i < cfg->ports; i++) {
+		enum found there = listener_at(ctx, cfg->port + i, v4, rec);
+
+		if (there > found)
+			found = there;
+	}
 	if (found == FOUND_PROXY)
 		return VERDICT_REDIRECT;
 	if (found == FOUND_NOBODY)

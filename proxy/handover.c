@@ -32,6 +32,24 @@
 #define RETRY_MS    2
 #define PAUSE_MS    20 /* where nobody could be accepted */
 
+int control_path(const struct proxy *p, char ret_path[CONTROL_PATH_LEN], uint64_t *ret_netns,
+		 struct failure *f)
+{
+	char part[16] = "";
+	struct stat st;
+
+	if (stat("/proc/self/ns/net", &st))
+		return fail(f, -errno, "cannot tell the network namespace: /proc/self/ns/net: %m");
+	if (p->settings.parts > 1)
+		snprintf(part, sizeof(part), ".%u-%u", p->settings.part_index + 1U,
+			 p->settings.parts);
+	snprintf(ret_path, CONTROL_PATH_LEN, RUN_DIR "/%s@%llu%s.sock", p->settings.common.name,
+		 (unsigned long long)st.st_ino, part);
+	if (ret_netns)
+		*ret_netns = st.st_ino;
+	return 0;
+}
+
 static int make_directory(struct failure *f)
 {
 	struct stat st;
@@ -54,7 +72,7 @@ static int bind_control(const char *path, struct failure *f)
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};
 	int fd _cleanup_fd_ = -1;
 
-	snprintf(addr.sun_path, sizeof(addr.sun_path), "%.*s~", RUN_PATH_LEN, path);
+	snprintf(addr.sun_path, sizeof(addr.sun_path), "%.*s~", CONTROL_PATH_LEN, path);
 	fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return fail(f, -errno, "cannot open a socket: %m");
@@ -67,7 +85,7 @@ static int bind_control(const char *path, struct failure *f)
 
 int handover_listen(struct proxy *p, struct failure *f)
 {
-	char path[RUN_PATH_LEN];
+	char path[CONTROL_PATH_LEN];
 	int err, fd;
 
 	/* Whoever connects is told whose socket it is: from here on it is ours. */
@@ -77,7 +95,7 @@ int handover_listen(struct proxy *p, struct failure *f)
 			       : 0;
 	err = make_directory(f);
 	if (!err)
-		err = instance_control(p->settings.common.name, path, NULL, f);
+		err = control_path(p, path, NULL, f);
 	if (err)
 		return err;
 	fd = bind_control(path, f);
@@ -91,14 +109,14 @@ int handover_listen(struct proxy *p, struct failure *f)
  * the number at once. */
 void handover_unlisten(struct proxy *p)
 {
-	char path[RUN_PATH_LEN];
+	char path[CONTROL_PATH_LEN];
 	struct failure f;
 
 	if (p->shared->control < 0)
 		return;
 	/* One that was a worker may not (filter.c): connections are refused all the same, and the
 	 * next to come puts its own in the place. */
-	if (!p->heir && !instance_control(p->settings.common.name, path, NULL, &f))
+	if (!p->heir && !control_path(p, path, NULL, &f))
 		unlink(path);
 	fd_close(TAKE_FD(p->shared->control));
 }
@@ -188,9 +206,9 @@ static void refuse(struct proxy *p, struct handover *h, const struct failure *wh
 /* Whether who says so can go on from what we have. */
 static int compare(const struct proxy *p, const struct control_hello *hello, struct failure *f)
 {
-	char path[RUN_PATH_LEN], layout[SHARED_LAYOUT_LEN];
+	char path[CONTROL_PATH_LEN], layout[SHARED_LAYOUT_LEN];
 	uint64_t netns = 0;
-	int err = instance_control(p->settings.common.name, path, &netns, f);
+	int err = control_path(p, path, &netns, f);
 
 	if (err)
 		return err;

@@ -25,6 +25,15 @@ struct handover {
 	pid_t pid;	      /* whom we are talking to */
 };
 
+/*
+ * Where the control socket is of the tproxyd that serves this instance, or this part of it, in this
+ * network namespace: NAME@INODE.sock or NAME@INODE.K-N.sock in RUN_DIR. INODE is the namespace's,
+ * and goes to ret_netns (may be NULL).
+ */
+#define CONTROL_PATH_LEN 100 /* what fits in an address */
+int control_path(const struct proxy *p, char ret_path[CONTROL_PATH_LEN], uint64_t *ret_netns,
+		 struct failure *f);
+
 /* Makes the control socket, or makes one that was inherited our own. */
 int handover_listen(struct proxy *p, struct failure *f);
 

@@ -375,7 +375,7 @@ static int open_raw_sockets(const struct proxy *p, int32_t raw[FAMILY_COUNT], st
 	for (int i = 0; i < FAMILY_COUNT; i++) {
 		int fd;
 
-		if (raw[i] >= 0 || p->shared->listener[i] < 0)
+		if (raw[i] >= 0 || p->shared->listener[listener_first(p) + i] < 0)
 			continue;
 		fd = raw_open(p, families[i], f);
 		if (fd < 0)

@@ -22,6 +22,7 @@
 #define KEEPALIVE_IDLE_S     60
 #define KEEPALIVE_INTERVAL_S 10
 #define SELFTEST_PORT	     9
+#define SELFTEST_SOCKETS     1000
 #define MARK_TRIES	     5
 #define MARK_MS		     10
 
@@ -66,7 +67,7 @@ static int listen_on(const struct tp_endpoint *where, uint16_t port)
 	return TAKE_FD(fd);
 }
 
-static uint16_t listener_port(const struct proxy *p, int listener)
+uint16_t listener_port(const struct proxy *p, int listener)
 {
 	return p->shared->port + listener / FAMILY_COUNT;
 }
@@ -87,8 +88,26 @@ static int open_failed(const struct proxy *p, int listener, int err, struct fail
 		    strerror(-err));
 }
 
+/* Ports are dealt out one by one, so that parts differ by one port at most. */
+static int is_ours(const struct shared *sh, int listener)
+{
+	return listener / FAMILY_COUNT % sh->parts == sh->part;
+}
+
+int listener_first(const struct proxy *p)
+{
+	return p->shared->part * FAMILY_COUNT + LISTENER_V4;
+}
+
+int listener_is_open(const struct proxy *p)
+{
+	return p->shared->listener[listener_first(p)] >= 0;
+}
+
 int listener_open(struct proxy *p, struct failure *f)
 {
+	p->shared->part = p->settings.part_index;
+	p->shared->parts = p->settings.parts;
 	p->shared->port = p->instance.config->port;
 	p->shared->ports = p->instance.config->ports;
 	if (!p->shared->port || !p->shared->ports || p->shared->ports > TP_MAX_PORTS)
@@ -97,16 +116,23 @@ int listener_open(struct proxy *p, struct failure *f)
 			"instance %s has no port, as if tproxy-load had been interrupted; tproxy "
 			"doctor --name %s says how to go on",
 			p->instance.name, p->instance.name);
+	if (p->shared->parts > p->shared->ports)
+		return fail(f, -EINVAL,
+			    "part %s: instance %s has %u ports, and each part takes one at least; "
+			    "load it with more: tproxy-load --ports",
+			    p->settings.part, p->instance.name, p->shared->ports);
 	for (int i = 0; i < p->shared->ports * FAMILY_COUNT; i++) {
-		int family = listener_family(i),
-		    fd = listen_on(&loopback[family], listener_port(p, i));
+		int family = listener_family(i), fd;
 
+		if (!is_ours(p->shared, i))
+			continue;
+		fd = listen_on(&loopback[family], listener_port(p, i));
 		/* A namespace without IPv6 has no ::1; its clients have no IPv6 either. */
 		if (family == LISTENER_V6 && (fd == -EAFNOSUPPORT || fd == -EADDRNOTAVAIL))
 			continue;
-		if (fd < 0 && open_failed(p, i, fd, f) && i < FAMILY_COUNT)
+		if (fd < 0 && open_failed(p, i, fd, f) && i - family == listener_first(p))
 			return fd;
-		if (fd < 0) { /* its clients come to the first port instead */
+		if (fd < 0) { /* its clients come to another port instead */
 			log_warning("%s; going on without it", f->text);
 			continue;
 		}
@@ -176,10 +202,31 @@ static struct tp_proxy *slot_of_the_dead(const struct proxy *p, struct tp_proxy 
 		/* UINT32_MAX: its worker had died, and its master did before there was another. */
 		if ((tgid == UINT32_MAX || (kill(tgid, 0) && errno == ESRCH)) &&
 		    __atomic_compare_exchange_n(&slots[i].tgid, &tgid, UINT32_MAX, 0,
-						__ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
+						__ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
+			slots[i].port = 0;
 			return &slots[i];
+		}
 	}
 	return NULL;
+}
+
+/* Whoever takes it next names its port last: until then it must not pass for its predecessor's. */
+static void slot_free(struct tp_proxy *slot)
+{
+	__atomic_store_n(&slot->port, 0, __ATOMIC_RELEASE);
+	__atomic_store_n(&slot->tgid, 0, __ATOMIC_RELEASE);
+}
+
+/* Whether the port that a slot stands for is ours. One of an older version names none. */
+static int holds(const struct proxy *p, const struct tp_proxy *slot)
+{
+	uint16_t port = slot->port;
+	int i;
+
+	if (!port && slot->tgid != UINT32_MAX)
+		port = p->shared->port;
+	i = listener_index(p, AF_INET, port);
+	return i >= 0 && p->shared->listener[i] >= 0;
 }
 
 /* The slot that was a predecessor's, with its pid in it still, or a free one. */
@@ -190,11 +237,11 @@ static struct tp_proxy *take_slot(const struct proxy *p)
 	if (p->shared->slot < TP_MAX_PROXIES && slots[p->shared->slot].tgid &&
 	    slots[p->shared->slot].netns == p->netns)
 		return &slots[p->shared->slot];
-	/* We hold the port of this namespace, so whoever else is entered for it is gone: a pid that
-	 * has since been given to another process must not stay exempt. */
+	/* We hold that port of this namespace, so whoever else is entered for it is gone: a pid
+	 * that has since been given to another process must not stay exempt. */
 	for (int i = 0; i < TP_MAX_PROXIES; i++)
-		if (slots[i].tgid && slots[i].netns == p->netns)
-			__atomic_store_n(&slots[i].tgid, 0, __ATOMIC_RELEASE);
+		if (slots[i].tgid && slots[i].netns == p->netns && holds(p, &slots[i]))
+			slot_free(&slots[i]);
 	for (int i = 0; i < TP_MAX_PROXIES; i++) {
 		__u32 free_slot = 0;
 
@@ -263,6 +310,7 @@ int listener_register(struct proxy *p, struct failure *f)
 	slot->connect_timeout = p->settings.hold ? p->settings.connect_timeout : 0;
 	slot->paces = congestion_paces(p->shared->congestion);
 	slot->netns = p->netns;
+	__atomic_store_n(&slot->port, listener_port(p, listener_first(p)), __ATOMIC_RELEASE);
 	__atomic_store_n(&slot->tgid, p->tgid, __ATOMIC_RELEASE);
 	return 0;
 }
@@ -301,7 +349,7 @@ void listener_disown(struct proxy *p)
 	struct tp_proxy *slot = &p->instance.config->proxies[p->shared->slot];
 
 	/* While the port is ours the slot is: nobody else can have registered. */
-	if (p->shared->slot < TP_MAX_PROXIES && p->shared->listener[LISTENER_V4] >= 0 && slot->tgid)
+	if (p->shared->slot < TP_MAX_PROXIES && listener_is_open(p) && slot->tgid)
 		__atomic_store_n(&slot->tgid, UINT32_MAX, __ATOMIC_RELEASE);
 }
 
@@ -323,7 +371,7 @@ void listener_close(struct proxy *p)
 		return;
 	hold_withdraw(p);
 	routes_withdraw(p);
-	__atomic_store_n(&p->instance.config->proxies[p->shared->slot].tgid, 0, __ATOMIC_RELEASE);
+	slot_free(&p->instance.config->proxies[p->shared->slot]);
 }
 
 int listener_record(const struct proxy *p, int fd, struct tp_record *ret_record)
@@ -378,38 +426,51 @@ static int accept_own(struct proxy *p, int listener, __u64 cookie,
 	return -ETIMEDOUT;
 }
 
-/* The listener that the hooks send a client to. */
-static int listener_of(const struct proxy *p, int family, __u64 cookie)
+/*
+ * A socket that the hooks will send to a listener of ours, not to one of another part's, and that
+ * listener. Its cookie decides; they are numbers in a row. fd or -errno.
+ */
+static int selftest_socket(const struct proxy *p, int family, int *ret_listener, __u64 *ret_cookie)
 {
-	int i = listener_index(p, family, tp_port_of(p->instance.config, cookie));
+	for (int i = 0; i < SELFTEST_SOCKETS; i++) {
+		int fd _cleanup_fd_ = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC,
+					     IPPROTO_TCP);
+		socklen_t size = sizeof(*ret_cookie);
+		int at, err;
 
-	if (i < 0 || p->shared->listener[i] < 0)
-		i = listener_index(p, family, p->shared->port);
-	return p->shared->listener[i];
+		if (fd < 0 || getsockopt(fd, SOL_SOCKET, SO_COOKIE, ret_cookie, &size))
+			return -errno;
+		at = listener_index(p, family, tp_port_of(p->instance.config, *ret_cookie));
+		if (at < 0 || p->shared->listener[at] < 0)
+			continue;
+		*ret_listener = p->shared->listener[at];
+		err = mark_set(p, fd, TP_ROLE_SELFTEST);
+		return err ?: TAKE_FD(fd);
+	}
+	return -EADDRNOTAVAIL;
 }
 
 static int selftest_family(struct proxy *p, int family, void (*accepted)(struct proxy *p, int fd),
 			   struct failure *f)
 {
 	const struct tp_endpoint *dst = &selftest_dst[family];
-	int client _cleanup_fd_ = -1, server _cleanup_fd_ = -1;
+	int client _cleanup_fd_ = -1, server _cleanup_fd_ = -1, listener = -1;
 	char text[ENDPOINT_STRLEN];
 	struct sockaddr_storage addr;
-	socklen_t len, size = sizeof(__u64);
+	socklen_t len;
 	__u64 cookie;
 
 	endpoint_format(dst, text);
 	endpoint_to_sockaddr(dst, &addr, &len);
-	client = socket(dst->family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
-	if (client < 0 || mark_set(p, client, TP_ROLE_SELFTEST) ||
-	    getsockopt(client, SOL_SOCKET, SO_COOKIE, &cookie, &size))
-		return fail(f, -errno, "self-test: cannot prepare a socket: %m");
+	client = selftest_socket(p, dst->family, &listener, &cookie);
+	if (client < 0)
+		return fail(f, client, "self-test: cannot prepare a socket: %s", strerror(-client));
 	if (connect(client, (struct sockaddr *)&addr, len) && errno != EINPROGRESS)
 		return fail(f, -errno,
 			    "self-test: a connection to %s was not redirected to port %u: %m; see "
 			    "tproxy doctor",
 			    text, p->shared->port);
-	server = accept_own(p, listener_of(p, dst->family, cookie), cookie, accepted);
+	server = accept_own(p, listener, cookie, accepted);
 	if (server < 0)
 		return fail(f, server,
 			    "self-test: a connection to %s did not arrive at port %u; see "
@@ -426,7 +487,9 @@ static int selftest_family(struct proxy *p, int family, void (*accepted)(struct 
 int listener_selftest(struct proxy *p, void (*accepted)(struct proxy *p, int fd), struct failure *f)
 {
 	for (int i = 0; i < FAMILY_COUNT; i++) {
-		int err = p->shared->listener[i] < 0 ? 0 : selftest_family(p, i, accepted, f);
+		int err = p->shared->listener[listener_first(p) + i] < 0
+				  ? 0
+				  : selftest_family(p, i, accepted, f);
 
 		if (err)
 			return err;

@@ -9,9 +9,17 @@
 
 #include "proxy.h"
 
-/* Binds and listens on 127.0.0.1 and ::1 at the instance's ports; not marked yet. IPv6 may be
- * absent, and all ports but the first be taken. */
+/* Binds and listens on 127.0.0.1 and ::1 at the instance's ports, those of our part; not marked
+ * yet. IPv6 may be absent, and all ports but the first be taken. */
 int listener_open(struct proxy *p, struct failure *f);
+
+/* The one on IPv4 at the first of our ports, which a proxy cannot do without. */
+int listener_first(const struct proxy *p);
+
+uint16_t listener_port(const struct proxy *p, int listener);
+
+/* Whether we have them: not before listener_open() and after listener_close(). */
+int listener_is_open(const struct proxy *p);
 
 /* Learns from the hooks which tgid and namespace the kernel sees. */
 int listener_identify(struct proxy *p, struct failure *f);

@@ -236,7 +236,7 @@ static int drained(struct proxy *p)
 	if (!p->shared->drain_until)
 		return 0;
 	/* Those who were on their way in when the mark went still come in. */
-	if (p->shared->listener[LISTENER_V4] >= 0 &&
+	if (listener_is_open(p) &&
 	    p->shared->drain_until - p->settings.drain_timeout + LINGER_MS <= p->now_ms &&
 	    !p->table.lists[LIST_HELD].count && !p->table.lists[LIST_GRANTED].count)
 		listener_close(p);
@@ -245,7 +245,7 @@ static int drained(struct proxy *p)
 		session_end_all(p);
 		return 1;
 	}
-	return p->shared->listener[LISTENER_V4] < 0 && !table_used(&p->table);
+	return !listener_is_open(p) && !table_used(&p->table);
 }
 
 int loop_run(struct proxy *p, struct failure *f)

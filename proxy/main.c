@@ -112,6 +112,12 @@ static const struct opt options[] = {
 	 .choices = (const char *const[]){"no", "yes", NULL},
 	 .offset = offsetof(struct settings, log_sessions),
 	 .help = "one line a session, when it ends (default: yes)"},
+	{.name = "part",
+	 .type = OPT_STRING,
+	 .arg = "K/N",
+	 .offset = offsetof(struct settings, part),
+	 .help = "serve the K-th of N parts of the ports, beside N - 1 others (default: 1/1)",
+	 .command_line_only = 1},
 	{.name = "check",
 	 .type = OPT_FLAG,
 	 .offset = offsetof(struct settings, check),
@@ -235,6 +241,25 @@ static int prepare(struct proxy *p, struct failure *f)
 	return err ? err : privilege_master(f);
 }
 
+static int parse_part(struct settings *s, struct failure *f)
+{
+	unsigned int number = 0, count = 0;
+	char exactly[32] = "";
+
+	if (!s->part)
+		return 0;
+	if (sscanf(s->part, "%u/%u", &number, &count) == 2)
+		snprintf(exactly, sizeof(exactly), "%u/%u", number, count);
+	if (strcmp(exactly, s->part) || !number || number > count || count > TP_MAX_PORTS)
+		return fail(f, -EINVAL,
+			    "--part %s: it takes K/N, as 2/4 is the second of four parts, with N "
+			    "at most %d",
+			    s->part, TP_MAX_PORTS);
+	s->part_index = number - 1;
+	s->parts = count;
+	return 0;
+}
+
 static int parse(int argc, char **argv, struct proxy *p, struct failure *f)
 {
 	int next, err;
@@ -243,7 +268,7 @@ static int parse(int argc, char **argv, struct proxy *p, struct failure *f)
 	if (!err && next < argc)
 		err = fail(f, -EINVAL, "%s: no argument is expected; see tproxyd --help",
 			   argv[next]);
-	return err;
+	return err ?: parse_part(&p->settings, f);
 }
 
 int main(int argc, char **argv)
@@ -257,7 +282,8 @@ int main(int argc, char **argv)
 			     .hold = 1,
 			     .native_retry = 3000,
 			     .log_level = 3,
-			     .log_sessions = 1},
+			     .log_sessions = 1,
+			     .parts = 1},
 		.instance = INSTANCE_INIT,
 		.signals = -1,
 		.notify = -1,

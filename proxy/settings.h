@@ -23,9 +23,11 @@ struct settings {
 	uint64_t native_retry; /* ms */
 	int log_level; /* index into the choices of --log-level, which are in syslog order from err
 			*/
-	int log_sessions; /* no, yes */
-	bool check;	  /* only say whether we could serve */
-	bool takeover;	  /* from the one that serves */
+	int log_sessions;	    /* no, yes */
+	char *part;		    /* "K/N", or NULL: the whole */
+	uint16_t part_index, parts; /* what it says: K - 1 and N; 0 and 1 */
+	bool check;		    /* only say whether we could serve */
+	bool takeover;		    /* from the one that serves */
 };
 
 #endif

@@ -22,6 +22,7 @@
 #include <sys/un.h>
 
 #include "control.h"
+#include "handover.h"
 #include "log.h"
 
 #define ANSWER_S 5
@@ -42,7 +43,7 @@ static int connect_control(const char *path, struct failure *f)
 	socklen_t len = sizeof(who);
 	int fd _cleanup_fd_ = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
-	snprintf(addr.sun_path, sizeof(addr.sun_path), "%.*s", RUN_PATH_LEN, path);
+	snprintf(addr.sun_path, sizeof(addr.sun_path), "%.*s", CONTROL_PATH_LEN, path);
 	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)) ||
 	    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit)))
 		return fail(f, -errno, "cannot open a socket: %m");
@@ -203,8 +204,8 @@ static void refuse(int conn, const char *why)
 
 int takeover_connect(struct proxy *p, struct failure *f)
 {
-	char path[RUN_PATH_LEN];
-	int err = instance_control(p->settings.common.name, path, NULL, f);
+	char path[CONTROL_PATH_LEN];
+	int err = control_path(p, path, NULL, f);
 
 	if (err)
 		return err;
@@ -218,9 +219,9 @@ int takeover_connect(struct proxy *p, struct failure *f)
 
 int takeover_receive(struct proxy *p, struct failure *f)
 {
-	char path[RUN_PATH_LEN];
+	char path[CONTROL_PATH_LEN];
 	uint64_t netns;
-	int err = instance_control(p->settings.common.name, path, &netns, f);
+	int err = control_path(p, path, &netns, f);
 
 	if (err)
 		return err;

@@ -25,7 +25,8 @@ static int open_hold(struct proxy *p, struct failure *f)
 		return 0;
 	}
 	err = hold_open(p, f);
-	return err ? err : routes_open(p, f);
+	/* Of one namespace, they are for one to publish. */
+	return err || p->shared->part ? err : routes_open(p, f);
 }
 
 static int first_start(struct proxy *p, struct failure *f)
@@ -36,8 +37,8 @@ static int first_start(struct proxy *p, struct failure *f)
 		err = listener_selftest(p, session_accepted, f);
 	if (!err)
 		log_notice("serving instance %s on port %u%s as pid %u", p->instance.name,
-			   p->shared->port,
-			   p->shared->listener[LISTENER_V6] < 0
+			   listener_port(p, listener_first(p)),
+			   p->shared->listener[listener_first(p) + LISTENER_V6] < 0
 				   ? " (IPv4 only: there is no ::1 here)"
 				   : "",
 			   p->tgid);

@@ -132,6 +132,37 @@ static void check_port(const struct patient *p)
 	}
 }
 
+static int listens_at(const json_t *in, uint64_t port)
+{
+	char end[16];
+	json_t *one;
+	size_t i;
+
+	snprintf(end, sizeof(end), ":%" PRIu64, port);
+	json_array_foreach (json_object_get(in, "listeners"), i, one) {
+		const char *at = strrchr(tree_text(one, "address"), ':');
+
+		if (at && !strcmp(at, end))
+			return 1;
+	}
+	return 0;
+}
+
+/* Where each part of the ports has a tproxyd of its own, one may have gone. */
+static void check_parts(const struct patient *p)
+{
+	uint64_t first = tree_value(p->in, "port"), ports = tree_value(p->in, "ports");
+
+	for (uint64_t port = first; port < first + ports; port++)
+		if (!listens_at(p->in, port))
+			finding(p->findings, PROBE_WARN, p->name,
+				"start the tproxyd whose --part has that port; tproxy status "
+				"shows the others",
+				"nobody listens on port %" PRIu64
+				": its clients are sent to the other ports",
+				port);
+}
+
 static void check_proxies(const struct patient *p)
 {
 	const json_t *serving = json_object_get(p->in, "serving");
@@ -159,6 +190,8 @@ static void check_proxies(const struct patient *p)
 		finding(p->findings, refuse ? PROBE_FAIL : PROBE_WARN, p->name, fix,
 			"no tproxyd serves in this network namespace: connections %s",
 			refuse ? "are refused" : "go direct");
+	if (json_is_true(serving))
+		check_parts(p);
 }
 
 static void check_maps(const struct patient *p)

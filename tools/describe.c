@@ -170,6 +170,7 @@ static json_t *describe_proxies(const struct tp_config *cfg, uint64_t netns)
 		tree_set(proxy, "pid", tree_number(p->tgid));
 		tree_set(proxy, "comm",
 			 global ? tree_string(process_comm(p->tgid, comm)) : tree_null());
+		tree_set(proxy, "port", tree_number(p->port ?: cfg->port));
 		tree_set(proxy, "netns", tree_number(p->netns));
 		tree_set(proxy, "here", netns ? tree_bool(p->netns == netns) : tree_null());
 		tree_set(proxy, "alive",

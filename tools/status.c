@@ -69,11 +69,14 @@ static void print_proxies(const json_t *in)
 
 	json_array_foreach (json_object_get(in, "proxies"), i, proxy) {
 		const char *comm = tree_text(proxy, "comm");
+		uint64_t port = tree_value(proxy, "port");
 
 		printf("  proxy       pid %" PRIu64 " (%s), ", tree_value(proxy, "pid"),
 		       json_is_false(json_object_get(proxy, "alive")) ? "dead"
 		       : *comm					      ? comm
 			       : "in the initial pid namespace");
+		if (port != tree_value(in, "port")) /* of a part of the ports */
+			printf("port %" PRIu64 ", ", port);
 		if (tree_true(proxy, "here"))
 			printf("this network namespace\n");
 		else

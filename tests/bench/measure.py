@@ -173,9 +173,9 @@ def _hook_time(world, size):
 # test -> (what measures it, the paths)
 ONCE = {
     "idle-memory": (_idle_memory, [world.name for world in worlds.ALL[1:]]),
-    "hook-time": (_hook_time, ["floor", *worlds.OURS]),
-    "live-latency": (_live_latency, ["direct", *worlds.OURS, "haproxy"]),
-    "past-connections": (_past_connections, ["direct", *worlds.OURS]),
+    "hook-time": (_hook_time, ["floor", *worlds.ALONE]),
+    "live-latency": (_live_latency, ["direct", *worlds.ALONE, "haproxy"]),
+    "past-connections": (_past_connections, ["direct", *worlds.ALONE]),
 }
 
 

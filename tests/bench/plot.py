@@ -9,7 +9,8 @@ from . import summary
 WIDTH, MARGIN, LABEL = 960, 20, 250
 BAR, GAP, TITLE = 9, 12, 34
 CURVES = 260  # height of the second part
-COLOURS = {"tproxy": "#0b6e4f", "tproxy-nohold": "#7bc8a4", "haproxy": "#3d6cb9",
+COLOURS = {"tproxy": "#0b6e4f", "tproxy-nohold": "#7bc8a4", "tproxy-2": "#2aa198",
+           "haproxy": "#3d6cb9",
            "redsocks": "#c0392b", "nginx": "#e08e0b", "socket-proxyd": "#7d5ba6",
            "direct": "#444444", "floor": "#aaaaaa"}
 

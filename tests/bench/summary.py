@@ -7,7 +7,7 @@ import statistics
 from .rows import ONCE_ROWS, ROWS
 
 DIRECT, FLOOR, OURS = "direct", "floor", "tproxy"
-OUR_PATHS = ("tproxy", "tproxy-nohold")
+OUR_PATHS = ("tproxy", "tproxy-nohold", "tproxy-2")
 
 
 @dataclasses.dataclass(frozen=True)

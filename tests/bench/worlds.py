@@ -220,11 +220,16 @@ class Tproxy(World):
     name = "tproxy"
     about = "tproxyd, handshakes held until the server answers (the default)"
     options = ("--hold", "on")
+    parts = 1  # of the ports, each served by a tproxyd of its own
 
     def make_cgroups(self):
-        self.box = Sandbox(proxy=("--log-sessions", "no", *NO_SHARES, *self.options))
-        self._stack.enter_context(self.box)
+        self.box = self._stack.enter_context(Sandbox(proxy=None))
         self.clients, self.proxy = self.box.clients, self.box.servers
+
+    def start_proxy(self):
+        for number in range(self.parts):
+            self.box.start_proxy("--log-sessions", "no", *NO_SHARES, *self.options,
+                                 "--part", f"{number + 1}/{self.parts}")
 
     @contextlib.contextmanager
     def hooks(self):
@@ -236,6 +241,12 @@ class TproxyNoHold(Tproxy):
     name = "tproxy-nohold"
     about = "tproxyd with hold = off"
     options = ("--hold", "off")
+
+
+class TproxyParts(Tproxy):
+    name = "tproxy-2"
+    about = "two tproxyds, each with its part of the ports"
+    parts = 2
 
 
 class HAProxy(World):
@@ -294,7 +305,8 @@ class SocketProxyd(World):
                 pass  # the first connection starts it
 
 
-ALL = (World, Floor, Tproxy, TproxyNoHold, HAProxy, Redsocks, Nginx, SocketProxyd)
-OURS = ("tproxy", "tproxy-nohold")
+ALL = (World, Floor, Tproxy, TproxyNoHold, TproxyParts, HAProxy, Redsocks, Nginx, SocketProxyd)
+ALONE = ("tproxy", "tproxy-nohold")  # one tproxyd
+OURS = (*ALONE, "tproxy-2")
 PACKAGES = ("haproxy", "redsocks", "microsocks", "nginx-light", "libnginx-mod-stream", "systemd",
             "iperf3", "nftables")

@@ -298,15 +298,15 @@ def emfile_backs_off_and_recovers():
 
 
 @case
-def nine_proxies_are_one_too_many():
-    """A slot a network namespace, and eight slots: the ninth says so."""
+def seventeen_proxies_are_one_too_many():
+    """A slot a network namespace, and sixteen slots: the next one says so."""
     with contextlib.ExitStack() as stack:
         box = stack.enter_context(Sandbox(proxy=None))
-        for _ in range(8):
+        for _ in range(16):
             with in_netns(stack.enter_context(new_netns())):
                 box.start_proxy()
-        assert len(registered(box)) == 8
-        failing_start(box, ["8 proxies", "tproxy status"])
+        assert len(registered(box)) == 16
+        failing_start(box, ["16 proxies", "tproxy status"])
 
 
 @case

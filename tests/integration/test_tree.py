@@ -11,7 +11,7 @@ from harness import LOAD, O, ROOT, TPROXY, TPROXYD, Failed, case, case_for, main
 COMMANDS = ("status", "conns", "run", "doctor")
 PROGRAMS = {"tproxy-load": [[LOAD]], "tproxyd": [[TPROXYD]],
             "tproxy": [[TPROXY, command] for command in COMMANDS]}
-COMMAND_LINE_ONLY = {"help", "version", "name", "config", "unload", "check", "quiet", "verbose", "takeover"}
+COMMAND_LINE_ONLY = {"part", "help", "version", "name", "config", "unload", "check", "quiet", "verbose", "takeover"}
 LONG_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]+)")
 
 
@@ -104,6 +104,7 @@ def install_and_uninstall():
         for wanted in ("usr/sbin/tproxy-load", "usr/sbin/tproxyd", "usr/sbin/tproxy",
                        "usr/share/man/man8/tproxy.8", "usr/share/man/man5/tproxy.conf.5",
                        "lib/systemd/system/tproxyd.service", "usr/lib/sysusers.d/tproxy.conf",
+                       "lib/systemd/system/tproxyd@.service",
                        "etc/tproxy/tproxy.conf"):
             assert wanted in files, (wanted, files)
         units = (directory / "lib/systemd/system").glob("*.service")
@@ -125,7 +126,7 @@ def systemd_finds_nothing_in_the_units():
             run(["mount", "-n", "--bind", directory / place, f"/{place}"])
         try:
             units = sorted((directory / "lib/systemd/system").glob("*.service"))
-            assert len(units) >= 2, units
+            assert len(units) >= 3, units
             done = run(["systemd-analyze", "verify", *units], check=False)
             assert done.returncode == 0 and not done.stdout + done.stderr, done.stdout + done.stderr
         finally:

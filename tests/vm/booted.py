@@ -417,6 +417,28 @@ def a_restart_of_the_hooks_brings_both_back():
 
 
 @step
+def two_parts_take_its_place_and_each_can_be_restarted():
+    parts = ("tproxyd@1-2", "tproxyd@2-2")
+    systemctl("start", *parts)
+    assert systemctl("is-active", "tproxyd", check=False) == "inactive", "beside the whole"
+    load.lose()
+    load.fill()
+    before = counter("passed_by_policy")
+    for part in parts:
+        assert systemctl("is-active", part) == "active"
+        systemctl("restart", part)
+        load.more()
+        assert is_served()
+    assert counter("passed_by_policy") == before
+    assert 0 < load.lose() <= LONG  # what the first one drained, and the second
+    systemctl("start", "tproxyd")
+    assert systemctl("is-active", *parts, check=False).split() == ["inactive"] * 2
+    worker()
+    load.fill()
+    load.unharmed()
+
+
+@step
 def disabled_they_stay_away():
     run(["systemctl", "disable", "--now", "--quiet", *SERVICES])
     load.lose()

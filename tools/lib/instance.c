@@ -112,20 +112,6 @@ const char *instance_pin(const char *name, const char *object, char buf[PATH_MAX
 	return buf;
 }
 
-int instance_control(const char *name, char ret_path[RUN_PATH_LEN], uint64_t *ret_netns,
-		     struct failure *f)
-{
-	struct stat st;
-
-	if (stat("/proc/self/ns/net", &st))
-		return fail(f, -errno, "cannot tell the network namespace: /proc/self/ns/net: %m");
-	snprintf(ret_path, RUN_PATH_LEN, RUN_DIR "/%s@%llu.sock", name,
-		 (unsigned long long)st.st_ino);
-	if (ret_netns)
-		*ret_netns = st.st_ino;
-	return 0;
-}
-
 int instance_open_map(const char *name, const char *suffix, enum pin_map map, struct failure *f)
 {
 	const struct pin_map_def *def = &pin_maps[map];

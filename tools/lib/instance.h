@@ -71,14 +71,8 @@ const char *instance_dir(const char *name, const char *suffix, char buf[PATH_MAX
 const char *instance_pin(const char *name, const char *object, char buf[PATH_MAX]);
 
 /* Where our programs keep what lasts until the host is restarted. */
-#define RUN_DIR	     "/run/tproxy"
-#define LOCK_DIR     "/run/tproxy-load" /* of root's programs; RUN_DIR's user need not be root */
-#define RUN_PATH_LEN 100		/* what fits in an address */
-
-/* The control socket of the tproxyd that serves the instance in this network namespace: NAME@INODE
- * in RUN_DIR, where the inode number is the namespace's, and goes to ret_netns (may be NULL). */
-int instance_control(const char *name, char ret_path[RUN_PATH_LEN], uint64_t *ret_netns,
-		     struct failure *f);
+#define RUN_DIR	 "/run/tproxy"
+#define LOCK_DIR "/run/tproxy-load" /* of root's programs; RUN_DIR's user need not be root */
 
 struct instance {
 	char name[TP_NAME_LEN];
