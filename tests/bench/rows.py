@@ -142,7 +142,9 @@ ONCE_ROWS = [
         ratio=False, goal=("at most", 2)),
     Row("live-growth", "request at the most live sessions / at 100", "x",
         lambda once, path: _live_growth(_dig(once, ("live-latency", path, "passes"))),
-        "p50 of requests on sessions picked at random; median of several passes from few to many",
+        "p50 of requests on sessions picked at random; median of several passes from few to many. "
+        "Of the direct path and of tproxy with more processes, for descriptors: those of the server "
+        "and the clients, and eight tproxyds, each with its part of the ports",
         ratio=False, goal=("at most", 1.2)),
     Row("past-growth", "connections/s at the end of the long run / at its start", "x",
         lambda once, path: _past_growth(_dig(once, ("past-connections", path, "window_rates"))),

@@ -11,6 +11,7 @@ import pathlib
 import resource
 import shutil
 import socket
+import statistics
 import subprocess
 
 from harness import system
@@ -45,7 +46,8 @@ class World:
     name = "direct"
     about = "no proxy"
     session_descriptors = 2  # of one process of the proxy
-    origin_address = ADDRESS
+    origins = (ADDRESS,)  # a server process at each of these addresses
+    targets = (ADDRESS,)  # a process that holds sessions for each of these
 
     def __init__(self):
         self._stack = contextlib.ExitStack()
@@ -61,7 +63,7 @@ class World:
                 self.write_sysctl("ipv4/ip_local_port_range", PORT_RANGE)
                 self.write_sysctl("ipv4/tcp_tw_reuse", "1")
                 self.make_cgroups()
-                self._origin = self._cgroup(f"{system.RUN_PREFIX}-origin-{self.name}")
+                self._origin = self._cgroup(f"{system.RUN_PREFIX}-origin-{type(self).__name__}")
                 self._start_origin()
                 self.start_proxy()
                 self._idle_sockets = self._sockets()
@@ -76,7 +78,7 @@ class World:
     # --- for subclasses ---
 
     def make_cgroups(self):
-        top = self._cgroup(f"{system.RUN_PREFIX}-{self.name}")
+        top = self._cgroup(f"{system.RUN_PREFIX}-{type(self).__name__}")
         self.clients, self.proxy = top / "clients", top / "proxy"
         self.clients.mkdir()
         self.proxy.mkdir()
@@ -116,6 +118,11 @@ class World:
 
     # --- for measurements ---
 
+    @staticmethod
+    def most_live():
+        """How many sessions it can have at a time."""
+        return most_sessions()
+
     @contextlib.contextmanager
     def inside(self):
         """Processes and sockets made in the block are in the world's network namespace."""
@@ -133,25 +140,41 @@ class World:
 
     @contextlib.contextmanager
     def sessions(self):
-        """A load generator that holds sessions; gives a function that sends it a command."""
+        """
+        Load generators that hold sessions; gives a function that sends them a command, which each
+        does its share of, one after the other. Of latencies it returns the median of theirs.
+        """
         with self.inside():
-            process = self.spawn(self.clients, system.O / "tests/bench/load", "sessions", ADDRESS,
-                                 PORT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            holders = [self.spawn(self.clients, system.O / "tests/bench/load", "sessions", address,
+                                  PORT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                       for address in self.targets]
+        held = [0] * len(holders)
 
-        def command(*words):
-            process.stdin.write(" ".join(map(str, words)) + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
+        def ask(holder, word, number):
+            holder.stdin.write(f"{word} {number}\n")
+            holder.stdin.flush()
+            answer = holder.stdout.readline()
             if not answer:
                 text = (self.scratch / "log").read_text(errors="replace")[-300:]
                 raise system.Failed(f"sessions through {self.name}: {text}")
             return json.loads(answer)
+
+        def command(word, number):
+            if word == "open":
+                for at, holder in enumerate(holders):
+                    held[at] = ask(holder, word, (number + at) // len(holders))["open"]
+                return {"open": sum(held)}
+            asked = [holder for at, holder in enumerate(holders) if held[at]]
+            answers = [ask(holder, word, number // len(asked))["total"] for holder in asked]
+            return {"open": sum(held), "total": {key: statistics.median(one[key] for one in answers)
+                                                 for key in answers[0]}}
         try:
             yield command
         finally:
-            process.stdin.close()
-            process.stdout.close()
-            process.wait()
+            for holder in holders:
+                holder.stdin.close()
+                holder.stdout.close()
+                holder.wait()
 
     def wait_idle(self):
         """Until every connection of the last measurement has gone (those in TIME_WAIT apart)."""
@@ -180,8 +203,9 @@ class World:
         return int(words[words.index("inuse") + 1])
 
     def _start_origin(self):
-        self.spawn_ready(self._origin, "origin", self.origin_address, PORT, SINK_PORT)
-        self.spawn(self._origin, "iperf3", "--server", "--bind", self.origin_address, "--port",
+        for address in self.origins:
+            self.spawn_ready(self._origin, "origin", address, PORT, SINK_PORT)
+        self.spawn(self._origin, "iperf3", "--server", "--bind", self.origins[0], "--port",
                    BULK_PORT)
         system.wait_for(lambda: f":{BULK_PORT} " in system.run(["ss", "-Hltn"]).stdout,
                         "iperf3 to listen")
@@ -193,7 +217,7 @@ class Floor(World):
     name = "floor"
     about = ("the least that any proxy does: a relay of two hundred lines, dialled directly, with a "
              "fixed upstream")
-    origin_address = ELSEWHERE
+    origins = (ELSEWHERE,)
 
     @contextlib.contextmanager
     def hooks(self):
@@ -223,7 +247,8 @@ class Tproxy(World):
     parts = 1  # of the ports, each served by a tproxyd of its own
 
     def make_cgroups(self):
-        self.box = self._stack.enter_context(Sandbox(proxy=None))
+        self.box = self._stack.enter_context(Sandbox(load=("--ports", max(self.parts, 4)),
+                                                     proxy=None))
         self.clients, self.proxy = self.box.clients, self.box.servers
 
     def start_proxy(self):
@@ -247,6 +272,21 @@ class TproxyParts(Tproxy):
     name = "tproxy-2"
     about = "two tproxyds, each with its part of the ports"
     parts = 2
+
+
+class Crowded(World):
+    """The direct path for more sessions than one process may have descriptors, or one address local
+    ports, for."""
+
+    origins = targets = tuple(f"10.77.0.{number}" for number in range(1, 5))
+
+    @staticmethod
+    def most_live():
+        return most_sessions() * TproxyCrowded.parts * 4 // 5  # parts have not quite the same share
+
+
+class TproxyCrowded(Crowded, Tproxy):
+    parts = 8
 
 
 class HAProxy(World):
@@ -306,6 +346,7 @@ class SocketProxyd(World):
 
 
 ALL = (World, Floor, Tproxy, TproxyNoHold, TproxyParts, HAProxy, Redsocks, Nginx, SocketProxyd)
+CROWDED = (Crowded, TproxyCrowded)
 ALONE = ("tproxy", "tproxy-nohold")  # one tproxyd
 OURS = (*ALONE, "tproxy-2")
 PACKAGES = ("haproxy", "redsocks", "microsocks", "nginx-light", "libnginx-mod-stream", "systemd",
