@@ -101,8 +101,8 @@ class World:
         self._stack.callback(process.stdout.close)
 
     def spawn_peer(self, ports, *command):
-        """Starts a peer and waits until it listens."""
-        process = self.spawn(self.proxy, *AS_NOBODY, *command)
+        """Starts a peer, with SIGPIPE ignored as it is in services, and waits until it listens."""
+        process = self.spawn(self.proxy, *AS_NOBODY, *command, restore_signals=False)
 
         def listens():
             if process.poll() is not None:
