@@ -111,7 +111,7 @@ struct tp_failed {
 
 /*
  * Key of map_routes, a trie: where a connection cannot go. The value (__u32) is the errno of the
- * missing route, 0 where there is one. Written by the tproxyd of each network namespace.
+ * missing route, 0 where there is one. Written by the tproxyds of each network namespace.
  */
 struct tp_route_key {
 	__u32 prefixlen; /* in bits, over what follows: 64 of netns, 96 more before an IPv4 prefix

@@ -110,20 +110,22 @@ static __always_inline enum found listener_at(struct bpf_sock_addr *ctx, __u16 p
 }
 
 /*
- * Where nobody serves the client's own port, who serves another one takes it; in this order clients
- * that have chosen their own port, two of which with one source must meet, do: see source_taken().
+ * A client that has chosen a source port of its own goes to the first port: two with one source are
+ * to meet there, see source_taken(). Where nobody serves a port its clients go to the next.
  */
 static __always_inline enum verdict
 listener_find(struct bpf_sock_addr *ctx, const struct tp_config *cfg, int v4, struct tp_record *rec)
 {
 	__u16 port = rec->flags & TP_RECORD_BOUND_PORT ? cfg->port : tp_port_of(cfg, rec->cookie);
-	enum found found = listener_at(ctx, port, v4, rec);
+	enum found found = FOUND_NOBODY;
 
 	for (int i = 0; found != FOUND_PROXY && i < TP_MAX_PORTS && i < cfg->ports; i++) {
-		enum found there = listener_at(ctx, cfg->port + i, v4, rec);
+		enum found there = listener_at(ctx, port, v4, rec);
 
 		if (there > found)
 			found = there;
+		if (++port >= cfg->port + cfg->ports)
+			port = cfg->port;
 	}
 	if (found == FOUND_PROXY)
 		return VERDICT_REDIRECT;
@@ -201,15 +203,22 @@ static __always_inline void source_read(struct bpf_sock *sk, struct tp_record *r
 		ip_set_v6(rec->src.ip, 0, 0, 0, bpf_htonl(1));
 }
 
-/* One source port to two destinations is two connections; redirected, it would be one twice. */
-static __always_inline int source_taken(const struct tp_record *rec)
+/*
+ * One source port to two destinations is two connections; redirected, it would be one twice. The
+ * other one may have been sent to another port, while nobody served the one of this.
+ */
+static __always_inline int source_taken(const struct tp_config *cfg, const struct tp_record *rec)
 {
 	struct tp_port_key key;
 
 	if (!(rec->flags & TP_RECORD_BOUND_PORT))
 		return 0;
-	tp_port_key_set(&key, rec->netns, &rec->src, rec->proxy_port);
-	return bpf_map_lookup_elem(&map_ports, &key) != NULL;
+	for (int i = 0; i < TP_MAX_PORTS && i < cfg->ports; i++) {
+		tp_port_key_set(&key, rec->netns, &rec->src, cfg->port + i);
+		if (bpf_map_lookup_elem(&map_ports, &key))
+			return 1;
+	}
+	return 0;
 }
 
 /* Where the kernel's answer depends on what exactly the destination is. */
@@ -396,7 +405,7 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		COUNT(loopback_source);
 		return VERDICT_PASS;
 	}
-	if (source_taken(&rec)) {
+	if (source_taken(cfg, &rec)) {
 		COUNT(source_taken);
 		return VERDICT_PASS;
 	}

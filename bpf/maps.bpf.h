@@ -84,7 +84,7 @@ struct {
 
 /*
  * By slot of tp_config.proxies, the ring that this tproxyd reads: a ring has one reader, and there
- * may be a tproxyd in each network namespace. No ring: that one does not hold handshakes.
+ * may be several tproxyds, in each network namespace. No ring: that one does not hold handshakes.
  */
 struct ring {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

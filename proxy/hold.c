@@ -305,12 +305,18 @@ void hold_events(struct proxy *p)
 		ring_buffer__consume(p->ring);
 }
 
+static int raw_mark(const struct proxy *p, int fd)
+{
+	__u32 grant = p->instance.config->grant;
+
+	return setsockopt(fd, SOL_SOCKET, SO_MARK, &grant, sizeof(grant));
+}
+
 static int raw_open(const struct proxy *p, int family, struct failure *f)
 {
 	int fd _cleanup_fd_ = socket(family, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_RAW);
-	__u32 grant = p->instance.config->grant;
 
-	if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_MARK, &grant, sizeof(grant)))
+	if (fd < 0 || raw_mark(p, fd))
 		return fail(f, -errno,
 			    "cannot open a raw socket for held handshakes: %m; it takes "
 			    "CAP_NET_RAW and CAP_NET_ADMIN, or hold = off");
@@ -375,8 +381,12 @@ static int open_raw_sockets(const struct proxy *p, int32_t raw[FAMILY_COUNT], st
 	for (int i = 0; i < FAMILY_COUNT; i++) {
 		int fd;
 
-		if (raw[i] >= 0 || p->shared->listener[listener_first(p) + i] < 0)
+		if (p->shared->listener[listener_first(p) + i] < 0)
 			continue;
+		/* The hooks may have been unloaded and loaded since, and have another mark now. */
+		if (raw[i] >= 0 && !raw_mark(p, raw[i]))
+			continue;
+		raw[i] = fd_close(raw[i]);
 		fd = raw_open(p, families[i], f);
 		if (fd < 0)
 			return fd;

@@ -16,6 +16,7 @@
 #include "log.h"
 #include "routes.h"
 #include "session.h"
+#include "stats.h"
 
 #define DEAD_MS		     3000
 #define SELFTEST_TIMEOUT_MS  2000
@@ -82,21 +83,22 @@ static int open_failed(const struct proxy *p, int listener, int err, struct fail
 			f, err,
 			"cannot listen on %s:%u: another process holds it (another tproxyd of "
 			"instance %s, or a stranger); find it with: ss -ltnp 'sport = %u'; to take "
-			"over from a tproxyd that runs: tproxyd --takeover",
+			"over from a tproxyd that runs: tproxyd --takeover, with its --part if it "
+			"has one",
 			ip, port, p->instance.name, port);
 	return fail(f, err, "cannot listen on %s:%u: %s; is the loopback interface up?", ip, port,
 		    strerror(-err));
 }
 
 /* Ports are dealt out one by one, so that parts differ by one port at most. */
-static int is_ours(const struct shared *sh, int listener)
+static int is_ours(const struct proxy *p, int listener)
 {
-	return listener / FAMILY_COUNT % sh->parts == sh->part;
+	return listener / FAMILY_COUNT % p->settings.parts == p->settings.part_index;
 }
 
 int listener_first(const struct proxy *p)
 {
-	return p->shared->part * FAMILY_COUNT + LISTENER_V4;
+	return p->settings.part_index * FAMILY_COUNT + LISTENER_V4;
 }
 
 int listener_is_open(const struct proxy *p)
@@ -106,8 +108,6 @@ int listener_is_open(const struct proxy *p)
 
 int listener_open(struct proxy *p, struct failure *f)
 {
-	p->shared->part = p->settings.part_index;
-	p->shared->parts = p->settings.parts;
 	p->shared->port = p->instance.config->port;
 	p->shared->ports = p->instance.config->ports;
 	if (!p->shared->port || !p->shared->ports || p->shared->ports > TP_MAX_PORTS)
@@ -116,7 +116,7 @@ int listener_open(struct proxy *p, struct failure *f)
 			"instance %s has no port, as if tproxy-load had been interrupted; tproxy "
 			"doctor --name %s says how to go on",
 			p->instance.name, p->instance.name);
-	if (p->shared->parts > p->shared->ports)
+	if (p->settings.parts > p->shared->ports)
 		return fail(f, -EINVAL,
 			    "part %s: instance %s has %u ports, and each part takes one at least; "
 			    "load it with more: tproxy-load --ports",
@@ -124,7 +124,7 @@ int listener_open(struct proxy *p, struct failure *f)
 	for (int i = 0; i < p->shared->ports * FAMILY_COUNT; i++) {
 		int family = listener_family(i), fd;
 
-		if (!is_ours(p->shared, i))
+		if (!is_ours(p, i))
 			continue;
 		fd = listen_on(&loopback[family], listener_port(p, i));
 		/* A namespace without IPv6 has no ::1; its clients have no IPv6 either. */
@@ -213,35 +213,59 @@ static struct tp_proxy *slot_of_the_dead(const struct proxy *p, struct tp_proxy 
 /* Whoever takes it next names its port last: until then it must not pass for its predecessor's. */
 static void slot_free(struct tp_proxy *slot)
 {
+	__u32 tgid = slot->tgid;
+
 	__atomic_store_n(&slot->port, 0, __ATOMIC_RELEASE);
-	__atomic_store_n(&slot->tgid, 0, __ATOMIC_RELEASE);
+	__atomic_compare_exchange_n(&slot->tgid, &tgid, 0, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
 }
 
-/* Whether the port that a slot stands for is ours. One of an older version names none. */
-static int holds(const struct proxy *p, const struct tp_proxy *slot)
+/*
+ * Whether who is entered in a slot of our network namespace is gone: we hold his port, or have his
+ * pid, or his port is none of the instance's any more. His pid, which anybody may have been given
+ * since, must not stay exempt.
+ */
+static int is_stale(const struct proxy *p, const struct tp_proxy *slot)
 {
+	const struct tp_config *config = p->instance.config;
 	uint16_t port = slot->port;
 	int i;
 
-	if (!port && slot->tgid != UINT32_MAX)
-		port = p->shared->port;
+	if (slot->tgid == p->tgid)
+		return 1;
+	if (!port && slot->tgid == UINT32_MAX) /* somebody is about to name it */
+		return 0;
+	port = port ?: config->port; /* one of an older version has all */
 	i = listener_index(p, AF_INET, port);
-	return i >= 0 && p->shared->listener[i] >= 0;
+	if (i >= 0 && p->shared->listener[i] >= 0)
+		return 1;
+	return (uint16_t)(port - config->port) >= config->ports;
+}
+
+/* The slot that was a predecessor's, or NULL. It may be another part's by now. */
+static struct tp_proxy *inherited_slot(const struct proxy *p)
+{
+	struct tp_proxy *slot;
+
+	if (p->shared->slot >= TP_MAX_PROXIES)
+		return NULL;
+	slot = &p->instance.config->proxies[p->shared->slot];
+	if (!slot->tgid || slot->netns != p->netns ||
+	    (slot->port && slot->port != listener_port(p, listener_first(p))))
+		return NULL;
+	return slot;
 }
 
 /* The slot that was a predecessor's, with its pid in it still, or a free one. */
 static struct tp_proxy *take_slot(const struct proxy *p)
 {
-	struct tp_proxy *slots = p->instance.config->proxies;
+	struct tp_proxy *slots = p->instance.config->proxies, *ours = inherited_slot(p);
 
-	if (p->shared->slot < TP_MAX_PROXIES && slots[p->shared->slot].tgid &&
-	    slots[p->shared->slot].netns == p->netns)
-		return &slots[p->shared->slot];
-	/* We hold that port of this namespace, so whoever else is entered for it is gone: a pid
-	 * that has since been given to another process must not stay exempt. */
 	for (int i = 0; i < TP_MAX_PROXIES; i++)
-		if (slots[i].tgid && slots[i].netns == p->netns && holds(p, &slots[i]))
+		if (&slots[i] != ours && slots[i].tgid && slots[i].netns == p->netns &&
+		    is_stale(p, &slots[i]))
 			slot_free(&slots[i]);
+	if (ours)
+		return ours;
 	for (int i = 0; i < TP_MAX_PROXIES; i++) {
 		__u32 free_slot = 0;
 
@@ -363,15 +387,29 @@ static int owns_slot(const struct proxy *p)
 	       slots[slot].netns == p->netns;
 }
 
+/* While the port is ours: whoever takes it next finds nothing that is taken away from him then. */
+static void unregister(struct proxy *p)
+{
+	struct tp_proxy *slots = p->instance.config->proxies, *ours = &slots[p->shared->slot];
+	int others = 0;
+
+	hold_withdraw(p);
+	p->stats = &stats_nowhere;
+	p->shared->slot = TP_NO_SLOT;
+	slot_free(ours);
+	routes_close(p);
+	for (int i = 0; i < TP_MAX_PROXIES; i++)
+		others |= slots[i].tgid && slots[i].netns == p->netns;
+	if (!others) /* else they are theirs, too */
+		routes_withdraw(p);
+}
+
 void listener_close(struct proxy *p)
 {
+	if (owns_slot(p))
+		unregister(p);
 	for (int i = 0; i < LISTENER_COUNT; i++)
 		p->shared->listener[i] = fd_close(p->shared->listener[i]);
-	if (!owns_slot(p))
-		return;
-	hold_withdraw(p);
-	routes_withdraw(p);
-	slot_free(&p->instance.config->proxies[p->shared->slot]);
 }
 
 int listener_record(const struct proxy *p, int fd, struct tp_record *ret_record)
@@ -469,13 +507,13 @@ static int selftest_family(struct proxy *p, int family, void (*accepted)(struct 
 		return fail(f, -errno,
 			    "self-test: a connection to %s was not redirected to port %u: %m; see "
 			    "tproxy doctor",
-			    text, p->shared->port);
+			    text, listener_port(p, listener_first(p)));
 	server = accept_own(p, listener, cookie, accepted);
 	if (server < 0)
 		return fail(f, server,
 			    "self-test: a connection to %s did not arrive at port %u; see "
 			    "tproxy doctor",
-			    text, p->shared->port);
+			    text, listener_port(p, listener_first(p)));
 	if (!original_dst_is(server, dst))
 		return fail(f, -EPROTO,
 			    "self-test: SO_ORIGINAL_DST does not name %s; are other programs "

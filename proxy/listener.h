@@ -10,7 +10,7 @@
 #include "proxy.h"
 
 /* Binds and listens on 127.0.0.1 and ::1 at the instance's ports, those of our part; not marked
- * yet. IPv6 may be absent, and all ports but the first be taken. */
+ * yet. IPv6 may be absent, and all ports but the first of these be taken. */
 int listener_open(struct proxy *p, struct failure *f);
 
 /* The one on IPv4 at the first of our ports, which a proxy cannot do without. */

@@ -289,6 +289,8 @@ void routes_event(struct proxy *p)
 {
 	char buf[8192];
 
+	if (!p->netlink)
+		return;
 	/* What changed does not matter, nor that messages may have been lost (ENOBUFS). */
 	while (mnl_socket_recvfrom(p->netlink, buf, sizeof(buf)) > 0 || errno == ENOBUFS)
 		;
@@ -312,8 +314,7 @@ void routes_withdraw(struct proxy *p)
 {
 	struct snapshot none = {0};
 
-	if (p->netlink)
-		publish(p, &none);
+	publish(p, &none);
 }
 
 void routes_close(struct proxy *p)
@@ -321,4 +322,5 @@ void routes_close(struct proxy *p)
 	if (p->netlink)
 		mnl_socket_close(p->netlink);
 	p->netlink = NULL;
+	p->routes_due = 0;
 }

@@ -19,7 +19,7 @@ void routes_event(struct proxy *p);
 void routes_settle(struct proxy *p);
 uint64_t routes_deadline(const struct proxy *p);
 
-/* Withdraws what was published; for as long as the namespace's slot is ours. */
+/* Withdraws what was published for this namespace, by whomever: each tproxyd publishes the same. */
 void routes_withdraw(struct proxy *p);
 
 /* Ends the subscription. */

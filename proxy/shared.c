@@ -108,8 +108,6 @@ int shared_check(struct shared *sh, struct failure *f)
 		sh->pipes_used = sh->pipes;
 	if (sh->ports > TP_MAX_PORTS)
 		sh->ports = TP_MAX_PORTS;
-	if (sh->part >= TP_MAX_PORTS)
-		sh->part = 0;
 	return 0;
 }
 

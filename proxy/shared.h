@@ -20,7 +20,7 @@
 #include "pipes.h"
 #include "table.h"
 
-#define SHARED_LAYOUT 4 /* to be raised with any change to what is in the memory */
+#define SHARED_LAYOUT 3 /* to be raised with any change to what is in the memory */
 
 enum { LISTENER_V4, LISTENER_V6, FAMILY_COUNT };
 #define LISTENER_COUNT (TP_MAX_PORTS * FAMILY_COUNT)
@@ -56,7 +56,6 @@ struct shared {
 	uint32_t stop_signal;	    /* the last time by which */
 	uint16_t port;		    /* of the instance, the first one, host order */
 	uint16_t ports;		    /* how many */
-	uint16_t part, parts;	    /* ours are, from the part-th on (0 first), one in so many */
 	char congestion[TP_CC_LEN]; /* the default of the listeners' network namespace */
 	uint64_t netns;		    /* cookie of the listeners' network namespace */
 	uint64_t drain_until;	    /* CLOCK_MONOTONIC in ms; 0: not draining */

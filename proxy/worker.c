@@ -22,11 +22,12 @@ static int open_hold(struct proxy *p, struct failure *f)
 
 	if (!p->settings.hold) {
 		hold_off(p); /* it may have been on under a predecessor */
+		if (p->fresh)
+			routes_withdraw(p);
 		return 0;
 	}
 	err = hold_open(p, f);
-	/* Of one namespace, they are for one to publish. */
-	return err || p->shared->part ? err : routes_open(p, f);
+	return err ? err : routes_open(p, f);
 }
 
 static int first_start(struct proxy *p, struct failure *f)

@@ -166,15 +166,17 @@ static void check_parts(const struct patient *p)
 static void check_proxies(const struct patient *p)
 {
 	const json_t *serving = json_object_get(p->in, "serving");
-	int refuse = !strcmp(tree_text(p->in, "policy"), "refuse"), dead = 0;
+	int refuse = !strcmp(tree_text(p->in, "policy"), "refuse"), dead = 0, here = 0;
 	json_t *proxy;
 	char fix[64];
 	size_t i;
 
 	snprintf(fix, sizeof(fix), "tproxyd --name %s", p->name);
 	json_array_foreach (json_object_get(p->in, "proxies"), i, proxy) {
-		if (!json_is_false(json_object_get(proxy, "alive")))
+		if (!json_is_false(json_object_get(proxy, "alive"))) {
+			here |= tree_true(proxy, "here");
 			continue;
+		}
 		dead++;
 		finding(p->findings, PROBE_FAIL, p->name, fix,
 			"tproxyd (pid %" PRIu64 ") has registered but is dead",
@@ -190,7 +192,7 @@ static void check_proxies(const struct patient *p)
 		finding(p->findings, refuse ? PROBE_FAIL : PROBE_WARN, p->name, fix,
 			"no tproxyd serves in this network namespace: connections %s",
 			refuse ? "are refused" : "go direct");
-	if (json_is_true(serving))
+	if (here)
 		check_parts(p);
 }
 

@@ -56,6 +56,7 @@ def hold_can_be_switched_by_a_reload():
                 before = worker(box)
                 box.proxy.process.send_signal(signal.SIGHUP)
                 wait_for(lambda: box.proxy.times_served() == number + 1 and worker(box) != before, "a reload")
+                assert bool(box.map("routes")) == (hold == "on"), "routes that nobody keeps up to date"
                 held = box.counters()["held"]
                 with box.connect(server.address) as client:
                     assert redirected(client)
@@ -65,6 +66,22 @@ def hold_can_be_switched_by_a_reload():
 
 
 OPTMEM_MAX = pathlib.Path("/proc/sys/net/core/optmem_max")  # a namespace's own on later kernels
+
+
+@case
+def a_reload_finds_hooks_that_were_unloaded_and_loaded():
+    """All of it is new: the slot, the marks, the ring, what tells the doorman a SYN of tproxyd's."""
+    with Sandbox() as box, Server(HERE, echo) as server:
+        box.unload()
+        box.load()
+        box.proxy.reload()
+        wait_for(lambda: box.proxy.times_served(), "a reload")
+        assert registered(box) == [box.proxy.worker]
+        with box.connect(server.address) as client:
+            client.sendall(b"1")
+            assert client.recv(1) == b"1"
+            assert redirected(client)
+        assert box.counters()["held"] == 1, "it was held again and again"
 
 
 @case_for({"of the same hooks": (lambda box: None,), "of other hooks": (pretend_another_build,)})

@@ -5,8 +5,10 @@ import collections
 import contextlib
 import errno
 import json
+import os
 import signal
 import socket
+import time
 
 from harness import (Sandbox, Server, TPROXYD, UNHELD, case, case_for, echo, main, redirected, run,
                      wait_for)
@@ -166,15 +168,79 @@ def one_source_port_to_two_destinations_is_told_apart():
 
 
 @case
-def without_the_first_part_a_destination_without_a_route_is_none():
-    """It is the first that publishes the routes; the others learn of it from the kernel."""
-    with in_parts(2) as box:
-        for away in (None, box.parts[0]):
-            if away:
-                away.stop()
-            with box.socket() as client:
-                assert client.connect_ex(("198.51.100.1", 9)) == errno.ENETUNREACH, away
-            assert (box.counters()["no_route"] == 1), "the first has not published them"
+def one_source_to_one_destination_twice_is_one_too_many():
+    """Also where the port that the first one came in by takes nobody any more."""
+    with in_parts(2) as box, Server(HERE, echo) as server, box.socket() as first, \
+            box.socket() as second:
+        for client in (first, second):
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        first.bind((HERE, 0))
+        second.bind(first.getsockname())
+        first.connect(server.address)
+        exchange(first)
+        box.parts[0].process.send_signal(signal.SIGTERM)
+        box.parts[0].wait_log("no new connections")
+        assert second.connect_ex(server.address) == errno.EADDRNOTAVAIL
+
+
+@contextlib.contextmanager
+def address(text):
+    """Which also makes a route to it."""
+    run(["ip", "addr", "add", text, "dev", "lo"])
+    try:
+        yield
+    finally:
+        run(["ip", "addr", "del", text, "dev", "lo"])
+
+
+def met(box, destination):
+    with box.socket() as client:
+        return client.connect_ex(destination)
+
+
+@case_for({f"part {part} is {how}": (part, how)
+           for part in (1, 2) for how in ("stopped", "killed", "draining", "ended while draining")})
+def routes_are_known_whoever_is_away(part, how):
+    """What it has published must not be all that is known, nor stay when routes change."""
+    with in_parts(2) as box, Server(HERE, echo) as server, contextlib.ExitStack() as stack:
+        gone = box.parts[part - 1]
+        if "draining" in how:
+            connect_all(stack, box, server)
+            gone.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: len(registered(box)) == 1, "it to give its slot back")
+        else:
+            gone.stop(signal.SIGKILL if how == "killed" else signal.SIGTERM)
+            box._proxies.remove(gone)
+        assert met(box, ("198.51.100.1", 9)) == errno.ENETUNREACH
+        assert box.counters()["no_route"] == 1, "not known to the hooks"
+        if how == "ended while draining":
+            with address("203.0.113.1/24"):
+                time.sleep(0.3)  # published anew, and by whom must not matter
+                gone.process.send_signal(signal.SIGTERM)
+                assert gone.wait_exit() == 0
+        with address("198.51.100.1/24"), Server("198.51.100.1", echo) as other:
+            wait_for(lambda: met(box, other.address) == 0, "the route to be known")
+
+
+@case
+def a_worker_that_dies_while_draining_takes_no_slot_from_another_part():
+    with in_parts(2) as box, Server(HERE, echo) as server, contextlib.ExitStack() as stack:
+        clients = connect_all(stack, box, server)
+        first, second = box.parts
+        first.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: registered(box) == [second.worker], "the first to give its slot back")
+        assert second.end_now() == 0
+        box._proxies.remove(second)
+        second = box.start_proxy("--part", "2/2")
+        os.kill(first.worker, signal.SIGKILL)
+        first.wait_log("serving on as pid")
+        ports = {proxy["tgid"]: proxy["port"] for proxy in box.config()["proxies"] if proxy["tgid"]}
+        assert ports == {first.worker: 18000, second.worker: 18001}, ports
+        for client in clients:
+            client.close()
+        assert first.wait_exit() == 0
+        assert registered(box) == [second.worker]
+        connect_all(stack, box, server)
 
 
 @case

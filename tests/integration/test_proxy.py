@@ -298,6 +298,25 @@ def emfile_backs_off_and_recovers():
 
 
 @case
+def a_start_that_waits_for_another_to_end_gets_what_that_had():
+    """The port is free before that one has gone: it must take nothing away any more then."""
+    with Sandbox(proxy=None) as box, Server("10.77.0.1", banner) as server:
+        box.proxy = box.start_proxy()
+        for _ in range(12):
+            old, box.proxy = box.proxy, None
+            old.process.send_signal(signal.SIGTERM)
+            while not box.proxy:
+                newcomer = box.start_proxy(ready=False)
+                try:
+                    box.proxy = newcomer.wait_ready()
+                except Failed:  # the other one has its port still
+                    box._proxies.remove(newcomer)
+            assert old.wait_exit() == 0
+            assert registered(box) == [box.proxy.worker]
+        assert_proxied(box, server)
+
+
+@case
 def seventeen_proxies_are_one_too_many():
     """A slot a network namespace, and sixteen slots: the next one says so."""
     with contextlib.ExitStack() as stack:
