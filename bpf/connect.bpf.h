@@ -79,56 +79,69 @@ static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const st
 	return ours;
 }
 
-enum found { FOUND_NOBODY, FOUND_STRANGER, FOUND_PROXY }; /* by what counts more */
+enum { FOUND_NOBODY = -2, FOUND_STRANGER }; /* from 0 on: a proxy */
 
 /*
- * Answers whether a proxy is up, and whether it is ours rather than somebody squatting on the port.
- * Notes in the record which it is.
+ * Answers whether a proxy is up, its slot then, and whether it is ours rather than somebody
+ * squatting on the port. Global, as the next: the verifier looks at what comes after it once, and
+ * not once for each port and each answer, of which Linux 5.10 would see no end.
  */
-static __always_inline enum found listener_at(struct bpf_sock_addr *ctx, __u16 port, int v4,
-					      struct tp_record *rec)
+__noinline int listener_at(struct bpf_sock_addr *ctx, __u32 port, __u32 v4)
 {
 	struct bpf_sock *sk = listener_lookup(ctx, port, v4);
-	enum found found = FOUND_STRANGER;
+	__u64 netns = bpf_get_netns_cookie(ctx);
+	int found = FOUND_STRANGER;
 	struct tp_mark *mark;
 
 	if (!sk)
 		return FOUND_NOBODY;
 	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
 	if (mark && mark->role == TP_ROLE_LISTENER) {
-		rec->netns = bpf_get_netns_cookie(ctx);
-		rec->slot = mark->slot;
-		rec->proxy_port = port;
+		found = (__u8)mark->slot;
 		/* For sockops, which cannot ask before Linux 5.15; a proxy that is no tproxyd does
 		 * not know it. */
-		if (mark->netns != rec->netns)
-			mark->netns = rec->netns;
-		found = FOUND_PROXY;
+		if (mark->netns != netns)
+			mark->netns = netns;
 	}
 	bpf_sk_release(sk);
 	return found;
 }
 
+/* From the at-th on, the next of the ports that a proxy serves: port << 8 | slot. */
+__noinline int listener_search(struct bpf_sock_addr *ctx, __u32 first, __u32 ports, __u32 at,
+			       __u32 v4)
+{
+	int ret = FOUND_NOBODY;
+
+	for (__u32 i = 0; i < TP_MAX_PORTS && i < ports; i++) {
+		__u32 port = first + (at + i) % ports;
+		int found = listener_at(ctx, port, v4);
+
+		if (found >= 0)
+			return port << 8 | found;
+		if (found == FOUND_STRANGER)
+			ret = found;
+	}
+	return ret;
+}
+
 /*
  * A client that has chosen a source port of its own goes to the first port: two with one source are
- * to meet there, see source_taken(). Where nobody serves a port its clients go to the next.
+ * to meet there, see source_taken(). Where nobody serves a port its clients go to the next. Notes
+ * in the record who takes it.
  */
 static __always_inline enum verdict
 listener_find(struct bpf_sock_addr *ctx, const struct tp_config *cfg, int v4, struct tp_record *rec)
 {
 	__u16 port = rec->flags & TP_RECORD_BOUND_PORT ? cfg->port : tp_port_of(cfg, rec->cookie);
-	enum found found = FOUND_NOBODY;
+	int found = listener_search(ctx, cfg->port, cfg->ports, port - cfg->port, v4);
 
-	for (int i = 0; found != FOUND_PROXY && i < TP_MAX_PORTS && i < cfg->ports; i++) {
-		enum found there = listener_at(ctx, port, v4, rec);
-
-		if (there > found)
-			found = there;
-		if (++port >= cfg->port + cfg->ports)
-			port = cfg->port;
-	}
-	if (found == FOUND_PROXY)
+	if (found >= 0) {
+		rec->netns = bpf_get_netns_cookie(ctx);
+		rec->slot = found;
+		rec->proxy_port = found >> 8;
 		return VERDICT_REDIRECT;
+	}
 	if (found == FOUND_NOBODY)
 		COUNT(no_listener);
 	else
@@ -203,22 +216,15 @@ static __always_inline void source_read(struct bpf_sock *sk, struct tp_record *r
 		ip_set_v6(rec->src.ip, 0, 0, 0, bpf_htonl(1));
 }
 
-/*
- * One source port to two destinations is two connections; redirected, it would be one twice. The
- * other one may have been sent to another port, while nobody served the one of this.
- */
-static __always_inline int source_taken(const struct tp_config *cfg, const struct tp_record *rec)
+/* One source port to two destinations is two connections; redirected, it would be one twice. */
+static __always_inline int source_taken(const struct tp_record *rec)
 {
 	struct tp_port_key key;
 
 	if (!(rec->flags & TP_RECORD_BOUND_PORT))
 		return 0;
-	for (int i = 0; i < TP_MAX_PORTS && i < cfg->ports; i++) {
-		tp_port_key_set(&key, rec->netns, &rec->src, cfg->port + i);
-		if (bpf_map_lookup_elem(&map_ports, &key))
-			return 1;
-	}
-	return 0;
+	tp_port_key_set(&key, rec->netns, &rec->src, rec->proxy_port);
+	return bpf_map_lookup_elem(&map_ports, &key) != NULL;
 }
 
 /* Where the kernel's answer depends on what exactly the destination is. */
@@ -405,7 +411,7 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		COUNT(loopback_source);
 		return VERDICT_PASS;
 	}
-	if (source_taken(cfg, &rec)) {
+	if (source_taken(&rec)) {
 		COUNT(source_taken);
 		return VERDICT_PASS;
 	}
