@@ -211,12 +211,13 @@ static struct tp_proxy *slot_of_the_dead(const struct proxy *p, struct tp_proxy 
 }
 
 /* Whoever takes it next names its port last: until then it must not pass for its predecessor's. */
-static void slot_free(struct tp_proxy *slot)
+static void slot_free(struct tp_proxy *slot, __u32 tgid)
 {
-	__u32 tgid = slot->tgid;
-
+	if (!__atomic_compare_exchange_n(&slot->tgid, &tgid, UINT32_MAX, 0, __ATOMIC_ACQ_REL,
+					 __ATOMIC_RELAXED))
+		return; /* somebody else has, and it may be given away again */
 	__atomic_store_n(&slot->port, 0, __ATOMIC_RELEASE);
-	__atomic_compare_exchange_n(&slot->tgid, &tgid, 0, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+	__atomic_store_n(&slot->tgid, 0, __ATOMIC_RELEASE);
 }
 
 /*
@@ -224,15 +225,15 @@ static void slot_free(struct tp_proxy *slot)
  * pid, or his port is none of the instance's any more. His pid, which anybody may have been given
  * since, must not stay exempt.
  */
-static int is_stale(const struct proxy *p, const struct tp_proxy *slot)
+static int is_stale(const struct proxy *p, const struct tp_proxy *slot, __u32 tgid)
 {
 	const struct tp_config *config = p->instance.config;
 	uint16_t port = slot->port;
 	int i;
 
-	if (slot->tgid == p->tgid)
+	if (tgid == p->tgid)
 		return 1;
-	if (!port && slot->tgid == UINT32_MAX) /* somebody is about to name it */
+	if (!port && tgid == UINT32_MAX) /* somebody is about to name it */
 		return 0;
 	port = port ?: config->port; /* one of an older version has all */
 	i = listener_index(p, AF_INET, port);
@@ -252,7 +253,8 @@ static struct tp_proxy *inherited_slot(const struct proxy *p)
 	if (!slot->tgid || slot->netns != p->netns ||
 	    (slot->port && slot->port != listener_port(p, listener_first(p))))
 		return NULL;
-	return slot;
+	/* Without the port another one may have both. */
+	return listener_is_open(p) || slot->tgid == p->shared->serving ? slot : NULL;
 }
 
 /* The slot that was a predecessor's, with its pid in it still, or a free one. */
@@ -260,10 +262,13 @@ static struct tp_proxy *take_slot(const struct proxy *p)
 {
 	struct tp_proxy *slots = p->instance.config->proxies, *ours = inherited_slot(p);
 
-	for (int i = 0; i < TP_MAX_PROXIES; i++)
-		if (&slots[i] != ours && slots[i].tgid && slots[i].netns == p->netns &&
-		    is_stale(p, &slots[i]))
-			slot_free(&slots[i]);
+	for (int i = 0; i < TP_MAX_PROXIES; i++) {
+		__u32 tgid = slots[i].tgid;
+
+		if (&slots[i] != ours && tgid && slots[i].netns == p->netns &&
+		    is_stale(p, &slots[i], tgid))
+			slot_free(&slots[i], tgid);
+	}
 	if (ours)
 		return ours;
 	for (int i = 0; i < TP_MAX_PROXIES; i++) {
@@ -370,10 +375,15 @@ int listener_distrust(struct proxy *p)
 
 void listener_disown(struct proxy *p)
 {
-	struct tp_proxy *slot = &p->instance.config->proxies[p->shared->slot];
+	struct tp_proxy *slot;
 
-	/* While the port is ours the slot is: nobody else can have registered. */
-	if (p->shared->slot < TP_MAX_PROXIES && listener_is_open(p) && slot->tgid)
+	if (p->shared->slot >= TP_MAX_PROXIES || !listener_is_open(p))
+		return;
+	/* While the port is ours the slot is that names it: nobody else can have registered. Where
+	 * hooks were loaded anew it may be another part's that has the number. */
+	slot = &p->instance.config->proxies[p->shared->slot];
+	if (slot->tgid && slot->netns == p->shared->netns &&
+	    slot->port == listener_port(p, listener_first(p)))
 		__atomic_store_n(&slot->tgid, UINT32_MAX, __ATOMIC_RELEASE);
 }
 
@@ -396,7 +406,7 @@ static void unregister(struct proxy *p)
 	hold_withdraw(p);
 	p->stats = &stats_nowhere;
 	p->shared->slot = TP_NO_SLOT;
-	slot_free(ours);
+	slot_free(ours, p->tgid);
 	routes_close(p);
 	for (int i = 0; i < TP_MAX_PROXIES; i++)
 		others |= slots[i].tgid && slots[i].netns == p->netns;

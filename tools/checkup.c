@@ -192,7 +192,7 @@ static void check_proxies(const struct patient *p)
 		finding(p->findings, refuse ? PROBE_FAIL : PROBE_WARN, p->name, fix,
 			"no tproxyd serves in this network namespace: connections %s",
 			refuse ? "are refused" : "go direct");
-	if (here)
+	if (here && json_is_array(json_object_get(p->in, "listeners")))
 		check_parts(p);
 }
 
