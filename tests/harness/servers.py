@@ -59,6 +59,12 @@ def hello(connection):
                        + str(len(body)).encode() + b"\r\n\r\n" + body)
 
 
+def exchange(client, word=b"still"):
+    """With a server that echoes."""
+    client.sendall(word)
+    assert client.recv(len(word), socket.MSG_WAITALL) == word
+
+
 def line(connection):
     """Reads up to and with the next newline."""
     data = b""

@@ -10,8 +10,8 @@ import signal
 import socket
 import time
 
-from harness import (Sandbox, Server, TPROXYD, UNHELD, case, case_for, echo, main, redirected, run,
-                     wait_for)
+from harness import (PROXY_PORT, Sandbox, Server, TPROXYD, UNHELD, case, case_for, echo, exchange, main,
+                     redirected, run, wait_for)
 from harness.load import HERE, registered
 
 REFUSE = ("--on-proxy-down", "refuse")
@@ -25,11 +25,6 @@ def in_parts(count, *words, load=REFUSE):
         box.parts = [box.start_proxy("--part", f"{number}/{count}", *words)
                      for number in range(1, count + 1)]
         yield box
-
-
-def exchange(client, word=b"still"):
-    client.sendall(word)
-    assert client.recv(len(word), socket.MSG_WAITALL) == word
 
 
 def connect_all(stack, box, server):
@@ -71,7 +66,7 @@ def while_one_is_away_the_others_take_its_clients(part, count, address, hold):
         assert box.parts[part - 1].stop() == 0
         with contextlib.ExitStack() as stack:
             connect_all(stack, box, server)
-            assert part - 1 not in {(port - 18000) % count for port in ports_of(box)}
+            assert part - 1 not in {(port - PROXY_PORT) % count for port in ports_of(box)}
         box.wait_no_records()
         box.start_proxy("--part", f"{part}/{count}", "--hold", hold)
         with contextlib.ExitStack() as stack:
@@ -86,9 +81,8 @@ def one_that_is_killed_is_replaced_and_nothing_of_the_others_changes(part):
         before = registered(box)
         clients = connect_all(stack, box, server)
         others = sum(count for port, count in ports_of(box).items()
-                     if (port - 18000) % 2 != part - 1)
+                     if (port - PROXY_PORT) % 2 != part - 1)
         assert box.parts[part - 1].stop(signal.SIGKILL)
-        box._proxies.remove(box.parts[part - 1])
         successor = box.start_proxy("--part", f"{part}/2")
         after = registered(box)
         assert len(after) == 2 and len(set(before) & set(after)) == 1, (before, after)
@@ -129,7 +123,6 @@ def a_whole_one_clears_what_dead_parts_left():
     with in_parts(3) as box, Server(HERE, echo) as server, contextlib.ExitStack() as stack:
         for part in box.parts:
             part.stop(signal.SIGKILL)
-            box._proxies.remove(part)
         assert len(registered(box)) == 3
         whole = box.start_proxy()
         assert registered(box) == [whole.worker]
@@ -141,8 +134,7 @@ def a_part_beside_a_whole_one_says_who_holds_its_port():
     with Sandbox() as box:
         part = box.start_proxy("--part", "2/2", ready=False)
         assert part.wait_exit() == 1
-        assert "127.0.0.1:18001" in part.log() and "ss -ltnp" in part.log(), part.log()
-        box._proxies.remove(part)
+        assert f"127.0.0.1:{PROXY_PORT + 1}" in part.log() and "ss -ltnp" in part.log(), part.log()
         assert registered(box) == [box.proxy.worker]
 
 
@@ -193,7 +185,6 @@ def routes_are_known_whoever_is_away(part, how):
             wait_for(lambda: len(registered(box)) == 1, "it to give its slot back")
         else:
             gone.stop(signal.SIGKILL if how == "killed" else signal.SIGTERM)
-            box._proxies.remove(gone)
         assert met(box, ("198.51.100.1", 9)) == errno.ENETUNREACH
         assert box.counters()["no_route"] == 1, "not known to the hooks"
         if how == "ended while draining":
@@ -213,12 +204,11 @@ def a_worker_that_dies_while_draining_takes_no_slot_from_another_part():
         first.process.send_signal(signal.SIGTERM)
         wait_for(lambda: registered(box) == [second.worker], "the first to give its slot back")
         assert second.end_now() == 0
-        box._proxies.remove(second)
         second = box.start_proxy("--part", "2/2")
         os.kill(first.worker, signal.SIGKILL)
         first.wait_log("serving on as pid")
         ports = {proxy["tgid"]: proxy["port"] for proxy in box.config()["proxies"] if proxy["tgid"]}
-        assert ports == {first.worker: 18000, second.worker: 18001}, ports
+        assert ports == {first.worker: PROXY_PORT, second.worker: PROXY_PORT + 1}, ports
         for client in clients:
             client.close()
         assert first.wait_exit() == 0
@@ -230,13 +220,14 @@ def a_worker_that_dies_while_draining_takes_no_slot_from_another_part():
 def status_and_doctor_tell_them_apart():
     with in_parts(2) as box:
         shown = json.loads(box.tool("status", "--json").stdout)["instances"][0]["proxies"]
-        assert [proxy["port"] for proxy in shown] == [18000, 18001], shown
-        assert "port 18001, " in box.tool("status").stdout
+        assert [proxy["port"] for proxy in shown] == [PROXY_PORT, PROXY_PORT + 1], shown
+        assert f"port {PROXY_PORT + 1}, " in box.tool("status").stdout
         assert "nobody listens" not in box.tool("doctor", check=False).stdout
         box.parts[1].stop()
         told = box.tool("doctor", check=False).stdout
-        assert all(f"nobody listens on port {port}" in told for port in (18001, 18003)), told
-        assert "port 18000:" not in told, told
+        for port in (PROXY_PORT + 1, PROXY_PORT + 3):
+            assert f"nobody listens on port {port}" in told, told
+        assert f"port {PROXY_PORT}:" not in told, told
 
 
 @case_for({word or "nothing": (word,) for word in (
@@ -254,7 +245,6 @@ def more_parts_than_ports_are_refused():
         failed = box.start_proxy("--part", "1/3", *UNHELD, ready=False)
         assert failed.wait_exit() == 1
         assert "1/3" in failed.log() and "--ports" in failed.log(), failed.log()
-        box._proxies.remove(failed)
 
 
 main()

@@ -309,8 +309,8 @@ def a_start_that_waits_for_another_to_end_gets_what_that_had():
                 newcomer = box.start_proxy(ready=False)
                 try:
                     box.proxy = newcomer.wait_ready()
-                except Failed:  # the other one has its port still
-                    box._proxies.remove(newcomer)
+                except Failed:
+                    pass  # the other one has its port still
             assert old.wait_exit() == 0
             assert registered(box) == [box.proxy.worker]
         assert_proxied(box, server)

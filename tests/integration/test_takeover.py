@@ -16,8 +16,8 @@ import struct
 import threading
 import time
 
-from harness import (Sandbox, Server, TPROXYD, UNPRIVILEGED, case, case_for, echo, main, redirected, run,
-                     tmpdir, wait_for)
+from harness import (Sandbox, Server, TPROXYD, UNPRIVILEGED, case, case_for, echo, exchange, main,
+                     redirected, run, tmpdir, wait_for)
 from harness.load import (HERE, children, held_client, open_descriptors, registered, under_load,
                           unexpected_ends, worker)
 from harness.pins import pretend_another_abi
@@ -44,11 +44,6 @@ def try_to(box, *words, **options):
     assert newcomer.wait_exit() == 1, newcomer.log()
     box._proxies.remove(newcomer)  # its exit code is not 0, as it should be
     return newcomer.log()
-
-
-def exchange(client, word=b"still"):
-    client.sendall(word)
-    assert client.recv(len(word), socket.MSG_WAITALL) == word
 
 
 def assert_serves(box, server, *clients):
