@@ -16,7 +16,7 @@
 #include <stddef.h>
 
 #define ABI_MAGIC   0x74707879 /* "tpxy" */
-#define ABI_VERSION 3
+#define ABI_VERSION 4
 
 #define TP_MAX_RECORDS (1 << 24) /* in map_socks, whatever --max-connections says */
 #define TP_NAME_LEN    32	 /* instance name, NUL included */
@@ -191,11 +191,14 @@ struct tp_window {
 #define TP_WINDOW_SYNS 4800
 
 /*
- * A granted SYN carries, as its payload, the source address that the server sees. The doorman puts
- * it in the record, where getsockname finds it, and cuts it off: TCP never sees it.
+ * A granted SYN carries, as its payload, whose it is and the source address that the server sees.
+ * The doorman puts that in the record, where getsockname finds it, and cuts it off: TCP never sees
+ * it.
  */
 struct tp_grant {
+	__u64 cookie; /* the client's */
 	struct tp_endpoint local;
+	__u32 reserved;
 };
 
 /* What of a SYN cannot be known from the record. Numbers are in host order. */

@@ -39,6 +39,13 @@ static __always_inline __be32 ip_v4(const __u8 ip[16])
 	return ((const __be32 *)ip)[3];
 }
 
+static __always_inline int ip_equal(const __u8 a[16], const __u8 b[16])
+{
+	const __be32 *x = (const __be32 *)a, *y = (const __be32 *)b;
+
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2] && x[3] == y[3];
+}
+
 static __always_inline int ip_is_v4(const __u8 ip[16])
 {
 	const __be32 *w = (const __be32 *)ip;

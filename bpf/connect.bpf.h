@@ -237,20 +237,14 @@ static __always_inline int is_loopback_source(const struct tp_record *rec)
 /*
  * A client is lent SO_REUSEADDR, from Linux 6.1 on, for the upstream's bind() to its port, and
  * another congestion control where its own paces by what it measures (bbr), which halves the
- * throughput of loopback, where there is nothing to measure. `last` is what an attempt that came to
- * nothing has left, or NULL: what was lent for it still is.
+ * throughput of loopback, where there is nothing to measure.
  */
-static __always_inline void reuseaddr_lend(struct bpf_sock_addr *ctx, const struct tp_record *last,
-					   struct tp_record *rec)
+static __always_inline void reuseaddr_lend(struct bpf_sock_addr *ctx, struct tp_record *rec)
 {
 	int on = 0;
 
 	if (!(rec->flags & TP_RECORD_BOUND_PORT))
 		return;
-	if (last && last->flags & TP_RECORD_REUSE_LENT) {
-		rec->flags |= TP_RECORD_REUSE_LENT;
-		return;
-	}
 	if (bpf_getsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) || on)
 		return;
 	on = 1;
@@ -259,7 +253,7 @@ static __always_inline void reuseaddr_lend(struct bpf_sock_addr *ctx, const stru
 }
 
 static __always_inline void congestion_lend(struct bpf_sock_addr *ctx, const struct tp_config *cfg,
-					    const struct tp_record *last, struct tp_record *rec)
+					    struct tp_record *rec)
 {
 	char local[TP_CC_LEN] = TP_CC_LOCAL;
 	__u32 slot = rec->slot;
@@ -268,15 +262,21 @@ static __always_inline void congestion_lend(struct bpf_sock_addr *ctx, const str
 		rec->congestion[0] = 0;
 		return;
 	}
-	if (last && last->flags & TP_RECORD_CONGESTION_LENT &&
-	    cc_is(rec->congestion, TP_CC_LOCAL)) { /* unless it has chosen another since */
-		__builtin_memcpy(rec->congestion, last->congestion, TP_CC_LEN);
-		rec->flags |= TP_RECORD_CONGESTION_LENT;
-		return;
-	}
 	if (slot < TP_MAX_PROXIES && cfg->proxies[slot].paces && cc_is(rec->congestion, "bbr") &&
 	    !bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, local, sizeof(local)))
 		rec->flags |= TP_RECORD_CONGESTION_LENT;
+}
+
+/* What was lent for an attempt that came to nothing still is. */
+static __always_inline void still_lent(const struct tp_record *last, struct tp_record *rec)
+{
+	if (rec->flags & TP_RECORD_BOUND_PORT)
+		rec->flags |= last->flags & TP_RECORD_REUSE_LENT;
+	if (last->flags & TP_RECORD_CONGESTION_LENT &&
+	    cc_is(rec->congestion, TP_CC_LOCAL)) { /* unless it has chosen another since */
+		__builtin_memcpy(rec->congestion, last->congestion, TP_CC_LEN);
+		rec->flags |= TP_RECORD_CONGESTION_LENT;
+	}
 }
 
 static __always_inline void take_back(struct bpf_sock_addr *ctx, struct tp_record *rec)
@@ -292,11 +292,12 @@ static __always_inline void take_back(struct bpf_sock_addr *ctx, struct tp_recor
 		bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, rec->congestion, TP_CC_LEN);
 }
 
-static __always_inline int record_store(struct bpf_sock_addr *ctx, const struct tp_config *cfg,
-					struct bpf_sock *sk, struct tp_record *rec)
+static __always_inline long record_store(struct bpf_sock_addr *ctx, const struct tp_config *cfg,
+					 struct bpf_sock *sk, struct tp_record *rec)
 {
-	const struct tp_record *last = bpf_map_lookup_elem(&map_socks, &rec->cookie);
 	__u64 ids = bpf_get_current_uid_gid();
+	const struct tp_record *last;
+	long err;
 
 	rec->cgroup_id = bpf_get_current_cgroup_id();
 	rec->start_ns = bpf_ktime_get_boot_ns();
@@ -305,12 +306,18 @@ static __always_inline int record_store(struct bpf_sock_addr *ctx, const struct 
 	rec->gid = ids >> 32;
 	rec->mark = sk->mark;
 	bpf_get_current_comm(rec->comm, sizeof(rec->comm));
-	reuseaddr_lend(ctx, last, rec);
-	congestion_lend(ctx, cfg, last, rec);
-	if (!bpf_map_update_elem(&map_socks, &rec->cookie, rec, BPF_ANY))
-		return 0;
-	take_back(ctx, rec);
-	return -1;
+	reuseaddr_lend(ctx, rec);
+	congestion_lend(ctx, cfg, rec);
+	err = bpf_map_update_elem(&map_socks, &rec->cookie, rec, BPF_NOEXIST);
+	if (err == -EEXIST) {
+		last = bpf_map_lookup_elem(&map_socks, &rec->cookie);
+		if (last)
+			still_lent(last, rec);
+		err = bpf_map_update_elem(&map_socks, &rec->cookie, rec, BPF_ANY);
+	}
+	if (err)
+		take_back(ctx, rec);
+	return err;
 }
 
 /*

@@ -118,6 +118,20 @@ static __always_inline void *proxy_ring(__u32 slot)
 	return bpf_map_lookup_elem(&map_rings, &slot);
 }
 
+/* The record that a grant is for: not that of another client, nor of another attempt, which the
+ * socket may have begun. */
+static __always_inline struct tp_record *granted_record(const struct tp_grant *grant, __u32 live,
+							const struct tp_endpoint *client, __u32 seq)
+{
+	void *socks = bpf_map_lookup_elem(&map_live_socks, &live);
+	struct tp_record *rec = socks ? bpf_map_lookup_elem(socks, &grant->cookie) : NULL;
+
+	return is_record_of(rec, client->port) && ip_equal(rec->src.ip, client->ip) &&
+			       rec->seq == seq
+		       ? rec
+		       : NULL;
+}
+
 /*
  * A SYN that tproxyd sent again: takes the server's view of the client off it. With RST, which no
  * handshake has, that is all it is sent for.
@@ -126,21 +140,18 @@ static __always_inline int granted(struct __sk_buff *skb, __u32 tcp_offset,
 				   const struct tcp_head *tcp, const struct tp_endpoint *client)
 {
 	__u32 header = (tcp->offset >> 4) * 4;
-	struct tp_port_key key;
 	struct tp_grant grant;
 	int known = 0;
 
-	if (!packet_door(skb, client, &key) ||
-	    bpf_skb_load_bytes_relative(skb, tcp_offset + header, &grant, sizeof(grant),
+	if (bpf_skb_load_bytes_relative(skb, tcp_offset + header, &grant, sizeof(grant),
 					BPF_HDR_START_NET)) {
 		COUNT(hold_malformed);
 		return PACKET_DROP;
 	}
 	for (int live = 0; live < TP_LIVE_MAPS; live++) {
-		struct tp_record *rec = live_record(&key, live);
+		struct tp_record *rec = granted_record(&grant, live, client, bpf_ntohl(tcp->seq));
 
-		/* The socket may have given up and be at another attempt, which this is not for. */
-		if (!rec || rec->seq != bpf_ntohl(tcp->seq))
+		if (!rec)
 			continue;
 		rec->local = grant.local;
 		known = 1;

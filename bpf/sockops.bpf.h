@@ -91,14 +91,15 @@ static __always_inline int is_redirected(struct bpf_sock_ops *ctx)
 }
 
 /*
- * The same of a socket that is released. One that is not connected may have a record whatever its
- * address is: it keeps that of an earlier connection.
+ * The same of a socket that is asked about, or released. One that is not connected may have a
+ * record whatever its address is: it keeps that of an earlier connection, or of an attempt that
+ * came to nothing. What has ended by itself still has its peer.
  */
-static __always_inline int was_redirected(struct bpf_sock *sk)
+static __always_inline int may_have_record(struct bpf_sock *sk)
 {
 	__be32 w[4];
 
-	if (sk->state == BPF_TCP_CLOSE || sk->state == BPF_TCP_LISTEN)
+	if (!sk->dst_port)
 		return 1;
 	if (sk->family == AF_INET)
 		return sk->dst_ip4 == LOOPBACK_V4;
@@ -108,6 +109,14 @@ static __always_inline int was_redirected(struct bpf_sock *sk)
 	w[2] = sk->dst_ip6[2];
 	w[3] = sk->dst_ip6[3];
 	return ip_is_proxy_address(w);
+}
+
+/* What a proxy has accepted has the proxy's address as its peer's, too, and no record. */
+static __always_inline int is_accepted(struct bpf_sock *sk)
+{
+	struct tp_mark *mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
+
+	return mark && mark->role == TP_ROLE_ACCEPTED;
 }
 
 /* Client end: the handshake is over, and what was changed for it is as it was. */
@@ -223,7 +232,7 @@ static __always_inline void client_released(struct bpf_sock *sk)
 	struct tp_record *rec;
 	__u64 cookie;
 
-	if (!was_redirected(sk))
+	if (!may_have_record(sk) || is_accepted(sk))
 		return;
 	cookie = bpf_get_socket_cookie(sk);
 	rec = bpf_map_lookup_elem(&map_socks, &cookie);

@@ -135,8 +135,12 @@ int tp_getsockopt(struct bpf_sockopt *ctx)
 
 static __always_inline struct tp_record *client_record(struct bpf_sock_addr *ctx)
 {
-	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct bpf_sock *sk = ctx->sk;
+	__u64 cookie;
 
+	if (!sk || !may_have_record(sk))
+		return NULL;
+	cookie = bpf_get_socket_cookie(ctx);
 	return bpf_map_lookup_elem(&map_socks, &cookie);
 }
 

@@ -64,7 +64,7 @@ static void send_packet(const struct proxy *p, const struct tp_endpoint *to, con
 static void send_syn(struct proxy *p, const struct tp_record *client, const struct tp_syn *syn)
 {
 	struct packet_flow flow = flow_of(&client->src, client->proxy_port);
-	struct tp_grant grant = {.local = client->local};
+	struct tp_grant grant = {.cookie = client->cookie, .local = client->local};
 	uint8_t packet[PACKET_MAX];
 	size_t len = packet_syn(&flow, syn, &grant, packet);
 
