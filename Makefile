@@ -88,7 +88,7 @@ PROGRAMS := $(O)/tproxy-load $(O)/tproxyd $(O)/tproxy
 # and the objects of the programs less their main().
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(O)/tests/%,$(wildcard tests/unit/test_*.c))
 TEST_PROGRAMS := $(patsubst tests/programs/%.c,$(O)/tests/%,$(wildcard tests/programs/*.c))
-BENCH_PROGRAMS := $(addprefix $(O)/tests/bench/,load origin relay empty.bpf.o)
+BENCH_PROGRAMS := $(addprefix $(O)/tests/bench/,load origin relay empty.bpf.o least.bpf.o)
 
 .PHONY: all
 all: $(PROGRAMS)
@@ -166,6 +166,7 @@ $(O)/tproxy: $(TOOL_OBJS) $(LIB)
 
 $(O)/tests/%: $(O)/tests/unit/%.o $(filter-out %/main.o,$(PROXY_OBJS)) $(O)/loader/convert.o $(LIB)
 	$(call say,LINK,$@)$(CC) $(ALL_LDFLAGS) -o $@ $(filter %.o %.a,$^) $(PKG_LIBS) -lcmocka
+$(O)/tests/bench/relay: $(O)/proxy/packet.o
 $(O)/tests/bench/%: $(O)/tests/bench/%.o
 	$(link)
 $(O)/tests/%: $(O)/tests/programs/%.o

@@ -174,7 +174,7 @@ def _hook_time(world, size):
 # test -> (what measures it, the paths)
 ONCE = {
     "idle-memory": (_idle_memory, [world.name for world in worlds.ALL[1:]]),
-    "hook-time": (_hook_time, ["floor", *worlds.ALONE]),
+    "hook-time": (_hook_time, ["floor", "floor-hold", *worlds.ALONE]),
     "live-latency": (_live_latency, ["direct", "tproxy", "haproxy"]),
     "past-connections": (_past_connections, ["direct", *worlds.ALONE]),
 }

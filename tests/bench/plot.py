@@ -12,7 +12,7 @@ CURVES = 260  # height of the second part
 COLOURS = {"tproxy": "#0b6e4f", "tproxy-nohold": "#7bc8a4", "tproxy-2": "#2aa198",
            "haproxy": "#3d6cb9",
            "redsocks": "#c0392b", "nginx": "#e08e0b", "socket-proxyd": "#7d5ba6",
-           "direct": "#444444", "floor": "#aaaaaa"}
+           "direct": "#444444", "floor": "#aaaaaa", "floor-hold": "#888888"}
 
 # Rows of the first part; more is better in all of them there: a latency is turned round.
 SHOWN = ("connect-p50", "new-mean", "new-p99", "new-8", "keepalive-1-p50", "keepalive-32-rate",

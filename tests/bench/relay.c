@@ -1,13 +1,20 @@
 // SPDX-License-Identifier: BSD-2-Clause
 /*
  * relay FROM TO PORT...
+ * relay --hold PINS FROM TO PORT...
  *
  * The floor of the bench: what any proxy costs that has a TCP connection on either side. Listens on
  * FROM at each PORT, connects to the same port of TO, and splices both ways. It keeps no records,
- * holds and logs nothing, survives nothing, and knows only servers of this host, which have
- * answered by the time connect() returns. Says "ready" once it listens. One thread, edge-triggered
- * epoll; a pipe is borrowed while bytes are in flight, as tproxyd does it.
+ * logs nothing, survives nothing, and knows only servers of this host, which have answered by the
+ * time connect() returns. Says "ready" once it listens. One thread, edge-triggered epoll; a pipe is
+ * borrowed while bytes are in flight, as tproxyd does it.
+ *
+ * With --hold no client is let in before its server has answered. PINS has the programs and the
+ * ring of least.bpf.c; the way is tproxyd's, without all that is there for when something goes
+ * wrong.
  */
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
 #include <signal.h>
@@ -18,7 +25,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "../../proxy/packet.h"
 #include "exchange.h"
+#include "least.h"
 #include "util.h"
 
 #define FDS_MAX (1 << 18)
@@ -30,13 +39,14 @@ struct end {
 	int other;
 	int pipe[2]; /* 0: none */
 	size_t queued;
-	char listens, eof, shut;
+	char listens, eof, shut, rings;
 };
 
 static struct end ends[FDS_MAX];
 static int pool[FDS_MAX][2], pooled;
 static struct sockaddr_in upstream;
-static int epoll;
+static int epoll, doorman = -1, known, raw, listeners[1 << 16], waiting[1 << 16];
+static struct ring_buffer *ring;
 
 static int watch(int fd, uint32_t events)
 {
@@ -56,6 +66,20 @@ static int open_socket(void)
 	return fd;
 }
 
+static int put_doorman(int fd, uint16_t port)
+{
+	socklen_t len = sizeof(__u64);
+	__u32 unused = 0;
+	__u64 cookie;
+
+	listeners[port] = fd;
+	return getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &len) ||
+			       bpf_map_update_elem(known, &cookie, &unused, BPF_ANY) ||
+			       setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, &doorman, sizeof(doorman))
+		       ? -1
+		       : 0;
+}
+
 static int open_listener(const char *ip, const char *port)
 {
 	struct sockaddr_in address;
@@ -63,6 +87,8 @@ static int open_listener(const char *ip, const char *port)
 
 	if (fd < 0 || address_parse(ip, port, &address) ||
 	    bind(fd, (struct sockaddr *)&address, sizeof(address)) || listen(fd, 4096))
+		return -1;
+	if (doorman >= 0 && put_doorman(fd, ntohs(address.sin_port)))
 		return -1;
 	ends[fd].listens = 1;
 	return watch(fd, EPOLLIN);
@@ -138,28 +164,123 @@ static void finish(int fd)
 	}
 }
 
-static void accept_all(int listener)
+/* To the server behind a port, in network byte order. */
+static int dial(uint16_t port, int held)
+{
+	int server = open_socket(), off = 0;
+
+	if (held) /* the server hears of us last */
+		setsockopt(server, IPPROTO_TCP, TCP_QUICKACK, &off, sizeof(off));
+	upstream.sin_port = port;
+	if (server < 0 || server >= FDS_MAX ||
+	    (connect(server, (struct sockaddr *)&upstream, sizeof(upstream)) &&
+	     errno != EINPROGRESS))
+		_exit(1);
+	return server;
+}
+
+static void pair(int client, int server)
 {
 	uint32_t events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
-	struct sockaddr_in address;
-	socklen_t len;
+
+	if (client >= FDS_MAX)
+		_exit(1);
+	ends[client] = (struct end){.other = server};
+	ends[server] = (struct end){.other = client};
+	watch(client, events);
+	watch(server, events);
+}
+
+/* Pairs a client that was let in with the server that is there for it already. */
+static void pair_held(int client, uint16_t port)
+{
+	int server = waiting[port], on = 1;
+
+	setsockopt(server, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on));
+	setsockopt(client, SOL_SOCKET, SO_DETACH_FILTER, &on, sizeof(on));
+	pair(client, server);
+}
+
+static void accept_all(int listener)
+{
+	struct sockaddr_in peer, address;
+	socklen_t len = sizeof(peer);
 	int client;
 
-	while ((client = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
-		int server = open_socket();
-
-		len = sizeof(address);
+	while ((client = accept4(listener, (struct sockaddr *)&peer, &len,
+				 SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
+		if (doorman >= 0) {
+			pair_held(client, ntohs(peer.sin_port));
+			continue;
+		}
 		getsockname(client, (struct sockaddr *)&address, &len);
-		upstream.sin_port = address.sin_port;
-		if (server < 0 || client >= FDS_MAX || server >= FDS_MAX ||
-		    (connect(server, (struct sockaddr *)&upstream, sizeof(upstream)) &&
-		     errno != EINPROGRESS))
-			_exit(1);
-		ends[client] = (struct end){.other = server};
-		ends[server] = (struct end){.other = client};
-		watch(client, events);
-		watch(server, events);
+		pair(client, dial(address.sin_port, 0));
 	}
+}
+
+static void send_again(const struct sockaddr_in *to, const uint8_t *packet, size_t len)
+{
+	sendto(raw, packet, len, 0, (const struct sockaddr *)to, sizeof(*to));
+}
+
+/* A client is let in: its connection is complete when sendto() returns, mostly. */
+static void let_in(const struct sockaddr_in *to, const struct packet_flow *flow,
+		   const struct tp_syn *syn)
+{
+	struct tp_grant grant = {0};
+	uint8_t packet[PACKET_MAX];
+
+	waiting[flow->client.port] = dial(htons(flow->listener.port), 1);
+	send_again(to, packet, packet_syn(flow, syn, &grant, packet));
+	accept_all(listeners[flow->listener.port]);
+}
+
+/* What the doorman has kept. */
+static int on_event(void *address, void *data, size_t size)
+{
+	const struct tp_event_stray *stray = data;
+	const struct tp_event_syn *syn = data;
+	struct packet_flow flow = {.listener.family = AF_INET};
+	const struct sockaddr_in *to = address;
+	uint8_t packet[PACKET_MAX + TP_STRAY_MAX];
+
+	(void)size;
+	memcpy(flow.listener.ip + 12, &to->sin_addr, 4);
+	if (syn->type == TP_EVENT_SYN) {
+		flow.client = syn->client.src;
+		flow.listener.port = syn->client.proxy_port;
+		let_in(to, &flow, &syn->syn);
+	} else {
+		flow.client = stray->client;
+		flow.listener.port = stray->proxy_port;
+		send_again(to, packet, packet_segment(&flow, stray->segment, stray->len, packet));
+	}
+	return 0;
+}
+
+static int pinned(const char *pins, const char *name)
+{
+	char path[256];
+
+	snprintf(path, sizeof(path), "%s/%s", pins, name);
+	return bpf_obj_get(path);
+}
+
+/* 0, or -1. */
+static int hold(const char *pins, struct sockaddr_in *from)
+{
+	int fd = pinned(pins, "ring");
+	__u32 mark = LEAST_GRANT;
+
+	doorman = pinned(pins, "prog_doorman");
+	known = pinned(pins, "listeners");
+	raw = socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW);
+	if (doorman < 0 || known < 0 || raw < 0 || fd < 0 || fd >= FDS_MAX ||
+	    setsockopt(raw, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)))
+		return -1;
+	ring = ring_buffer__new(fd, on_event, from, NULL);
+	ends[fd].rings = 1;
+	return ring ? watch(fd, EPOLLIN) : -1;
 }
 
 static void serve(void)
@@ -174,6 +295,8 @@ static void serve(void)
 
 			if (ends[fd].listens)
 				accept_all(fd);
+			else if (ends[fd].rings)
+				ring_buffer__consume(ring);
 			else if (ends[fd].other >= 0 && (pump(fd) || pump(ends[fd].other)))
 				finish(fd);
 		}
@@ -182,6 +305,9 @@ static void serve(void)
 
 int main(int argc, char **argv)
 {
+	int holds = argc > 2 && !strcmp(argv[1], "--hold");
+	char **words = argv + (holds ? 3 : 1); /* FROM TO PORT... NULL */
+	struct sockaddr_in from;
 	struct rlimit limit;
 
 	signal(SIGPIPE, SIG_IGN); /* splice() into a socket raises it */
@@ -189,12 +315,17 @@ int main(int argc, char **argv)
 	getrlimit(RLIMIT_NOFILE, &limit);
 	limit.rlim_cur = limit.rlim_max;
 	setrlimit(RLIMIT_NOFILE, &limit);
-	if (argc < 4 || address_parse(argv[2], "0", &upstream)) {
+	if (words - argv + 3 > argc || address_parse(words[0], "0", &from) ||
+	    address_parse(words[1], "0", &upstream)) {
 		fprintf(stderr, "relay: wrong usage; see the comment in relay.c\n");
 		return 2;
 	}
-	for (int i = 3; i < argc; i++)
-		if (open_listener(argv[1], argv[i])) {
+	if (holds && hold(argv[2], &from)) {
+		perror("relay: cannot hold");
+		return 1;
+	}
+	for (char **port = words + 2; *port; port++)
+		if (open_listener(words[0], *port)) {
 			perror("relay: cannot listen");
 			return 1;
 		}

@@ -6,7 +6,8 @@ import statistics
 
 from .rows import ONCE_ROWS, ROWS
 
-DIRECT, FLOOR, OURS = "direct", "floor", "tproxy"
+DIRECT, OURS = "direct", "tproxy"
+FLOORS = ("floor", "floor-hold")
 OUR_PATHS = ("tproxy", "tproxy-nohold", "tproxy-2")
 
 
@@ -28,7 +29,7 @@ class Cell:
 class Verdict:
     text: str  # the goal in words
     met: bool
-    how: str  # met, not met, and how far from the floor
+    how: str  # met, not met, and how far from the floors
 
 
 def _round_values(row, rounds, path):
@@ -55,14 +56,19 @@ def cell(row, rounds, path):
 
 
 def _judge(row, cells, bound_words, bound):
-    """A goal that is not met is held against the floor, too: who is within a tenth of it is at it."""
-    ours, floor = cells[OURS].figure, cells.get(FLOOR)
+    """A goal that is not met is held against the floors, too: who is within a tenth of one is at it."""
+    ours, sign = cells[OURS].figure, "x" if row.ratio else ""
+
+    def against(name):
+        floor = cells[name].figure
+        near = ours >= 0.9 * floor if row.higher_is_better else ours <= 1.1 * floor
+        return f"{'at' if near else 'off'} {name} ({sign}{number(floor)})"
+
     met = ours >= bound if row.higher_is_better else ours <= bound
-    if met or not floor:
-        return Verdict(bound_words, met, "met" if met else "NOT met")
-    near = ours >= 0.9 * floor.figure if row.higher_is_better else ours <= 1.1 * floor.figure
-    shown = f"{'x' if row.ratio else ''}{number(floor.figure)}"
-    return Verdict(bound_words, False, f"NOT met; {'at' if near else 'off'} the floor ({shown})")
+    if met:
+        return Verdict(bound_words, True, "met")
+    return Verdict(bound_words, False, "; ".join(
+        ["NOT met", *(against(name) for name in FLOORS if cells.get(name))]))
 
 
 def verdict(row, cells):
@@ -74,7 +80,7 @@ def verdict(row, cells):
     sign = "x" if row.ratio else ""
     if kind == "best peer":
         peers = [found.figure for path, found in cells.items()
-                 if found and path not in (DIRECT, FLOOR, *OUR_PATHS)]
+                 if found and path not in (DIRECT, *FLOORS, *OUR_PATHS)]
         if not peers:
             return None
         words = "the best peer's" if bound == 1 else f"{bound:g} of the best peer's"

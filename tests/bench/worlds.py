@@ -220,22 +220,47 @@ class Floor(World):
     origins = (ELSEWHERE,)
 
     @contextlib.contextmanager
-    def hooks(self):
-        """Where ours would be attached, programs that do nothing; without the doorman's place."""
-        attach = {"connect4": "connect4", "sockops": "sock_ops", "sock_release": "sock_release",
-                  "getsockopt": "getsockopt", "getsockname4": "getsockname4"}
-        pins = pathlib.Path("/sys/fs/bpf/empty")  # in our own mount namespace
+    def attached(self, programs, cgroup):
+        """The pins of one of the bench's own sets of programs, and of its maps, on a cgroup."""
+        kinds = {"prog_connect4": "connect4", "prog_sockops": "sock_ops",
+                 "prog_sock_release": "sock_release", "prog_getsockopt": "getsockopt",
+                 "prog_getsockname4": "getsockname4"}
+        pins = pathlib.Path("/sys/fs/bpf", programs)  # in our own mount namespace
         with contextlib.ExitStack() as stack:
-            system.run(["bpftool", "prog", "loadall", system.O / "tests/bench/empty.bpf.o", pins])
+            system.run(["bpftool", "prog", "loadall", system.O / f"tests/bench/{programs}.bpf.o",
+                        pins, "pinmaps", pins])
             stack.callback(shutil.rmtree, pins)
-            for name, kind in attach.items():
-                words = [self.proxy.parent, kind, "pinned", pins / f"prog_{name}"]
+            for pin in sorted(pins.iterdir()):
+                if pin.name not in kinds:
+                    continue
+                words = [cgroup, kinds[pin.name], "pinned", pin]
                 system.run(["bpftool", "cgroup", "attach", *words])
                 stack.callback(system.run, ["bpftool", "cgroup", "detach", *words])
             yield pins
 
+    def hooks(self):
+        """Where ours would be attached, programs that do nothing; without the doorman's place."""
+        return self.attached("empty", self.proxy.parent)
+
     def start_proxy(self):
         self.spawn_ready(self.proxy, "relay", ADDRESS, ELSEWHERE, PORT, SINK_PORT, BULK_PORT)
+
+
+class FloorThatHolds(Floor):
+    """The same for a proxy that holds handshakes and shows its connections in maps."""
+
+    name = "floor-hold"
+    about = ("the same, which lets no client in before its server has answered, and has hooks that "
+             "do no more than enter connections in two maps")
+
+    @contextlib.contextmanager
+    def hooks(self):
+        yield self._pins
+
+    def start_proxy(self):
+        self._pins = self._stack.enter_context(self.attached("least", self.clients))
+        self.spawn_ready(self.proxy, "relay", "--hold", self._pins, ADDRESS, ELSEWHERE, PORT,
+                         SINK_PORT, BULK_PORT)
 
 
 class Tproxy(World):
@@ -345,7 +370,7 @@ class SocketProxyd(World):
                 pass  # the first connection starts it
 
 
-ALL = (World, Floor, Tproxy, TproxyNoHold, TproxyParts, HAProxy, Redsocks, Nginx, SocketProxyd)
+ALL = (World, Floor, FloorThatHolds, Tproxy, TproxyNoHold, TproxyParts, HAProxy, Redsocks, Nginx, SocketProxyd)
 CROWDED = (Crowded, TproxyCrowded)
 ALONE = ("tproxy", "tproxy-nohold")  # one tproxyd
 OURS = (*ALONE, "tproxy-2")
