@@ -360,6 +360,7 @@ _Static_assert(sizeof(struct tp_port_key) == 32, "tp_port_key");
 _Static_assert(sizeof(struct tp_route_key) == 28, "tp_route_key");
 _Static_assert(sizeof(struct tp_mark) == 176, "tp_mark");
 _Static_assert(sizeof(struct tp_syn) == 48, "tp_syn");
+_Static_assert(sizeof(struct tp_grant) == 32, "tp_grant");
 _Static_assert(sizeof(struct tp_event_syn) == 208, "tp_event_syn");
 _Static_assert(sizeof(struct tp_event_gone) == 16, "tp_event_gone");
 _Static_assert(offsetof(struct tp_event_stray, segment) == 32, "tp_event_stray");

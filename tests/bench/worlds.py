@@ -215,8 +215,8 @@ class Floor(World):
     """Two connections for one, and nothing else."""
 
     name = "floor"
-    about = ("the least that any proxy does: a relay of two hundred lines, dialled directly, with a "
-             "fixed upstream")
+    about = ("the least that any proxy does: a small relay, dialled directly, with a fixed "
+             "upstream")
     origins = (ELSEWHERE,)
 
     @contextlib.contextmanager

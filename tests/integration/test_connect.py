@@ -205,6 +205,7 @@ def a_socket_connects_again_after_af_unspec():
             assert line(client) == f"10.77.0.1 {one.port}"
             disconnect(client)
             client.connect(two.address)
+            assert redirected(client)
             assert line(client) == f"10.77.0.2 {two.port}"
             assert client.getpeername() == two.address
         box.wait_no_records()
