@@ -370,7 +370,8 @@ class SocketProxyd(World):
                 pass  # the first connection starts it
 
 
-ALL = (World, Floor, FloorThatHolds, Tproxy, TproxyNoHold, TproxyParts, HAProxy, Redsocks, Nginx, SocketProxyd)
+ALL = (World, Floor, FloorThatHolds, Tproxy, TproxyNoHold, TproxyParts, HAProxy, Redsocks, Nginx,
+       SocketProxyd)
 CROWDED = (Crowded, TproxyCrowded)
 ALONE = ("tproxy", "tproxy-nohold")  # one tproxyd
 OURS = (*ALONE, "tproxy-2")
