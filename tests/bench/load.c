@@ -29,7 +29,6 @@
 
 #define PARALLEL_MAX 1024
 #define SESSIONS_MAX 60000
-#define WINDOWS_MAX  1000
 #define FAILURES_MAX 100
 #define PATIENCE_MS  10000 /* without any progress */
 
@@ -100,15 +99,6 @@ static int exchange(int fd)
 /* --- connect --------------------------------------------------------------------------------- */
 
 static unsigned long wanted, begun, ended;
-static unsigned long window;
-static uint64_t window_ns[WINDOWS_MAX];
-
-static void one_more_ended(void)
-{
-	ended++;
-	if (window && ended % window == 0 && ended / window < WINDOWS_MAX)
-		window_ns[ended / window] = now_ns();
-}
 
 static void connect_in_turn(void)
 {
@@ -118,7 +108,7 @@ static void connect_in_turn(void)
 
 		if (fd < 0) {
 			failed("connect");
-			one_more_ended();
+			ended++;
 			continue;
 		}
 		connected = now_ns();
@@ -127,7 +117,7 @@ static void connect_in_turn(void)
 		close(fd);
 		samples_add(&connects, connected - start);
 		samples_add(&total, now_ns() - start);
-		one_more_ended();
+		ended++;
 	}
 }
 
@@ -155,7 +145,7 @@ static void peer_end(struct peer *peer, const char *problem)
 		failed(problem);
 	else
 		samples_add(&total, now_ns() - peer->started_ns);
-	one_more_ended();
+	ended++;
 	peer_begin(peer);
 }
 
@@ -212,26 +202,20 @@ static void connect_in_parallel(unsigned long parallel)
 	}
 }
 
-static int run_connect(unsigned long count, unsigned long parallel, unsigned long window_len)
+static int run_connect(unsigned long count, unsigned long parallel)
 {
 	uint64_t start;
 
 	if (!parallel || parallel > PARALLEL_MAX)
 		return 2;
 	wanted = count;
-	window = window_len;
-	start = window_ns[0] = now_ns();
+	start = now_ns();
 	if (parallel == 1)
 		connect_in_turn();
 	else
 		connect_in_parallel(parallel);
 	printf("{\"seconds\": %.6f, \"count\": %lu, \"failures\": %lu, \"rate\": %.1f, ",
 	       (now_ns() - start) / 1e9, ended, failures, ended * 1e9 / (now_ns() - start));
-	printf("\"window_rates\": [");
-	for (unsigned long i = 1; window && i <= ended / window && i < WINDOWS_MAX; i++)
-		printf("%s%.1f", i > 1 ? ", " : "",
-		       window * 1e9 / (window_ns[i] - window_ns[i - 1]));
-	printf("], ");
 	samples_print(&connects, "connect");
 	printf(", ");
 	samples_print(&total, "total");
@@ -412,15 +396,15 @@ static int run_sessions(void)
 
 int main(int argc, char **argv)
 {
-	unsigned long n[3] = {0};
+	unsigned long n[2] = {0};
 	int r = 2;
 
 	epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (argc >= 4 && !address_parse(argv[2], argv[3], &target)) {
-		for (int i = 4; i < argc && i < 7; i++)
+		for (int i = 4; i < argc && i < 6; i++)
 			n[i - 4] = strtoul(argv[i], NULL, 10);
-		if (!strcmp(argv[1], "connect") && argc == 7)
-			r = run_connect(n[0], n[1], n[2]);
+		if (!strcmp(argv[1], "connect") && argc == 6)
+			r = run_connect(n[0], n[1]);
 		else if (!strcmp(argv[1], "keepalive") && argc == 6)
 			r = run_keepalive(n[0], n[1]);
 		else if (!strcmp(argv[1], "writes") && argc == 5)

@@ -56,11 +56,11 @@ def fit(size):
 
 
 def _sequential(world, size):
-    return world.load("connect", ADDRESS, PORT, size.sequential, 1, 0)
+    return world.load("connect", ADDRESS, PORT, size.sequential, 1)
 
 
 def _parallel(world, size):
-    return world.load("connect", ADDRESS, PORT, size.parallel, 8, 0)
+    return world.load("connect", ADDRESS, PORT, size.parallel, 8)
 
 
 def _keepalive(connections):
@@ -155,13 +155,9 @@ def _live_latency(world, size):
     return {"passes": passes}
 
 
-def _past_connections(world, size):
-    return world.load("connect", ADDRESS, PORT, size.past, 8, size.past // WINDOWS)
-
-
 def _hook_time(world, size):
     with world.hooks() as pins, machine.HookStatistics(pins) as statistics:
-        count = world.load("connect", ADDRESS, PORT, size.hooked, 1, 0)["count"]
+        count = world.load("connect", ADDRESS, PORT, size.hooked, 1)["count"]
         world.wait_idle()
         programs = statistics.programs()
     total = sum(program["ns"] for program in programs.values())
@@ -176,8 +172,26 @@ ONCE = {
     "idle-memory": (_idle_memory, [world.name for world in worlds.ALL[1:]]),
     "hook-time": (_hook_time, ["floor", "floor-hold", *worlds.ALONE]),
     "live-latency": (_live_latency, ["direct", "tproxy", "haproxy"]),
-    "past-connections": (_past_connections, ["direct", *worlds.ALONE]),
 }
+
+
+def _window(world, size):
+    try:
+        return world.load("connect", ADDRESS, PORT, size.past // WINDOWS, 8)["rate"]
+    except PROBLEMS as error:
+        return _problem(error)
+
+
+def _past_connections(all_worlds, size):
+    """Of each path the rates of all windows, or the last problem. The paths in turn, as above."""
+    chosen = [world for world in all_worlds if world.name in ("direct", *worlds.ALONE)]
+    windows = [{world.name: _window(world, size) for world in chosen} for _ in range(WINDOWS)]
+    found = {}
+    for world in chosen:
+        rates = [window[world.name] for window in windows]
+        problems = [rate for rate in rates if isinstance(rate, dict)]
+        found[world.name] = problems[-1] if problems else {"rates": rates}
+    return found
 
 
 def _worlds_of(test, names, all_worlds):
@@ -202,6 +216,8 @@ def run_once(all_worlds, size, report):
                 results[test][world.name] = measure(world, size)
             except PROBLEMS as error:
                 results[test][world.name] = _problem(error)
+    report("past-connections")
+    results["past-connections"] = _past_connections(all_worlds, size)
     return results
 
 
