@@ -15,6 +15,7 @@ import time
 from harness import system
 
 from . import machine, worlds
+from .rows import BULK
 from .worlds import ADDRESS, BULK_PORT, PORT, SINK_PORT
 
 
@@ -27,6 +28,7 @@ class Size:
     parallel: int
     milliseconds: int  # of a test that runs for a time
     bulk_seconds: int
+    bulk_every: int  # rounds; bulk tests take the longest
     idle: int  # sessions whose memory is measured
     live: tuple  # numbers of sessions at which latency is measured
     probes: int
@@ -36,10 +38,10 @@ class Size:
 
 
 FULL = Size(rounds=5, sequential=10000, parallel=10000, milliseconds=700, bulk_seconds=1,
-            idle=10000, live=(1, 100, 1000, 9000, 50000), probes=5000, passes=5,
+            bulk_every=1, idle=10000, live=(1, 100, 1000, 9000, 50000), probes=5000, passes=5,
             past=200000, hooked=5000)
 QUICK = Size(rounds=2, sequential=1000, parallel=1000, milliseconds=150, bulk_seconds=1,
-             idle=1000, live=(1, 100, 2000), probes=1000, passes=2, past=10000,
+             bulk_every=2, idle=1000, live=(1, 100, 2000), probes=1000, passes=2, past=10000,
              hooked=1000)
 
 # What a path may do wrong without being the end of the run: fail, refuse, stand still.
@@ -121,6 +123,8 @@ def run_round(number, all_worlds, size, report):
     turn = number % len(all_worlds)
     order = all_worlds[turn:] + all_worlds[:turn]
     for test in ROUND:
+        if test in BULK and number % size.bulk_every:
+            continue
         report(test)
         samples[test] = {world.name: sample(test, world, size) for world in order}
     end = machine.machine_times()

@@ -62,7 +62,7 @@ def _machine_per_connection(*kinds):
 def _proxy_per_gigabyte(kind):
     def value(samples, path):
         found = [_dig(samples, (test, path)) for test in BULK]
-        if path == "direct" or any("error" in sample for sample in found):
+        if path == "direct" or any(not sample or "error" in sample for sample in found):
             return None
         seconds = sum(sum(sample["proxy"].values()) if kind == "all" else sample["proxy"][kind]
                       for sample in found)
