@@ -13,6 +13,10 @@ struct sock {
 	unsigned char sk_gso_disabled : 1, sk_kern_sock : 1;
 } __attribute__((preserve_access_index));
 
+struct inet_connection_sock {
+	__u32 icsk_user_timeout;
+} __attribute__((preserve_access_index));
+
 /*
  * Whether a length is within bounds, in the one form that every verifier follows: a single
  * comparison of the very register that is then used. clang would compare a copy of it. Verifiers of

@@ -56,8 +56,9 @@ static __always_inline struct bpf_sock *listener_lookup(struct bpf_sock_addr *ct
 
 /*
  * A proxy that was killed stays registered, and its pid may be anybody's by now. Where its listener
- * has gone too, that must not spare him the refusal; under the other policy it makes no difference,
- * and the question is not asked. One that is leaving still connects for those it let in.
+ * has gone too, that must spare him neither the refusal nor another proxy that has a part of the
+ * ports; otherwise it makes no difference, and the question is not asked. One that is leaving still
+ * connects for those it let in.
  */
 static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const struct tp_config *cfg)
 {
@@ -68,7 +69,7 @@ static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const st
 
 	if (!proxy)
 		return 0;
-	if (cfg->policy != TP_POLICY_REFUSE || !cfg->port)
+	if (!cfg->port || (cfg->policy != TP_POLICY_REFUSE && !proxy->port))
 		return 1;
 	sk = listener_lookup(ctx, proxy->port ?: cfg->port, 1); /* it always listens on IPv4 */
 	if (!sk)
@@ -448,9 +449,9 @@ static __always_inline int connect_not_redirected(struct bpf_sock_addr *ctx,
 		return 1;
 	record_drop(ctx, dst, cookie);
 	/* The error is ours to return, rather than the connection to let pass: should a route have
-	 * come up this instant, it would pass the proxy by. */
+	 * come up this instant, it would pass the proxy by, or have no error any more. */
 	if (verdict == VERDICT_NO_ROUTE && retval_settable()) {
-		retval_set(-route_error(bpf_get_netns_cookie(ctx), dst));
+		retval_set(-(route_error(bpf_get_netns_cookie(ctx), dst) ?: ENETUNREACH));
 		return 0;
 	}
 	if (verdict == VERDICT_NO_PORT) {

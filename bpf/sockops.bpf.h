@@ -36,6 +36,15 @@ static __always_inline void record_free(__u64 cookie)
 		COUNT(record_freed);
 }
 
+/* TCP_USER_TIMEOUT, in ms; bpf_getsockopt knows it from Linux 6.1 on. */
+static __always_inline __u32 user_timeout(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	const struct inet_connection_sock *full = sk ? (void *)bpf_skc_to_tcp_sock(sk) : NULL;
+
+	return full ? full->icsk_user_timeout : 0;
+}
+
 /*
  * The upper bound of a held connect(). TCP_USER_TIMEOUT makes the kernel end the handshake with the
  * ETIMEDOUT of its own; it is taken back when the handshake has succeeded. A client that has set
@@ -45,11 +54,10 @@ static __always_inline void connect_timeout_set(struct bpf_sock_ops *ctx, struct
 {
 	struct tp_config *cfg = config_get();
 	__u32 slot = rec->slot;
-	int timeout = 0;
+	int timeout;
 
 	if (!cfg || slot >= TP_MAX_PROXIES || !cfg->proxies[slot].connect_timeout ||
-	    bpf_getsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout)) ||
-	    timeout)
+	    user_timeout(ctx))
 		return;
 	timeout = cfg->proxies[slot].connect_timeout;
 	if (!bpf_setsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout)))

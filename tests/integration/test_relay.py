@@ -2,6 +2,7 @@
 """What a session carries: bytes, ends and resets, each way."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import pathlib
@@ -267,6 +268,17 @@ def a_silent_server_resets_the_client_after_connect_timeout():
             assert_reset(client)
         assert "end=connect-timeout" in box.proxy.wait_log("dst=10.77.0.9:80")
         assert not upstreams_waiting()
+
+
+@case
+def a_held_client_of_a_silent_server_times_out_after_connect_timeout():
+    with black_hole() as address, Sandbox(proxy=("--connect-timeout", "1s")) as box:
+        with box.socket() as client:
+            client.settimeout(30)  # its own timer takes two minutes
+            error = client.connect_ex(address)
+        assert error == errno.ETIMEDOUT, errno.errorcode[error]
+        assert "end=connect-timeout" in box.proxy.wait_log("dst=10.77.0.9:80")
+        wait_for(lambda: not upstreams_waiting(), "the upstream connection to go")
 
 
 @case
