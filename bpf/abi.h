@@ -16,7 +16,7 @@
 #include <stddef.h>
 
 #define ABI_MAGIC   0x74707879 /* "tpxy" */
-#define ABI_VERSION 4
+#define ABI_VERSION 5
 
 #define TP_MAX_RECORDS (1 << 24) /* in map_socks, whatever --max-connections says */
 #define TP_NAME_LEN    32	 /* instance name, NUL included */
@@ -295,6 +295,7 @@ static inline __u16 tp_port_of(const struct tp_config *config, __u64 cookie)
 	X(kernel_socket, "connections of the kernel itself, left alone")                           \
 	X(not_tcp, "connects of other protocols, left alone")                                      \
 	X(bound_device, "sockets bound to a device, left alone")                                   \
+	X(transparent, "bound to an address that may be another host's, left alone")               \
 	X(source_taken, "bound to a source that another redirected socket has, left alone")        \
 	X(loopback_source, "bound to a loopback address with another destination, left alone")     \
 	X(not_unicast, "destinations that are no unicast address or port, left alone")             \

@@ -13,6 +13,16 @@ struct sock {
 	unsigned char sk_gso_disabled : 1, sk_kern_sock : 1;
 } __attribute__((preserve_access_index));
 
+struct inet_sock {
+	unsigned long inet_flags; /* Linux 6.6 */
+} __attribute__((preserve_access_index));
+
+struct inet_sock___bits { /* before */
+	unsigned char transparent : 1;
+} __attribute__((preserve_access_index));
+
+#define INET_FLAGS_TRANSPARENT 15
+
 struct inet_connection_sock {
 	__u32 icsk_user_timeout;
 } __attribute__((preserve_access_index));

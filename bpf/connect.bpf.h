@@ -23,6 +23,19 @@ static __always_inline int is_kernel_socket(struct bpf_sock *sk)
 	return full && BPF_CORE_READ_BITFIELD(full, sk_kern_sock);
 }
 
+/* With IP_TRANSPARENT a socket may be bound to any address, and its peer's answers to it need not
+ * come to where a proxy is. */
+static __always_inline int is_transparent(struct bpf_sock *sk)
+{
+	struct inet_sock *inet = (void *)bpf_skc_to_tcp_sock(sk);
+
+	if (!inet)
+		return 0;
+	if (bpf_core_field_exists(inet->inet_flags))
+		return inet->inet_flags >> INET_FLAGS_TRANSPARENT & 1;
+	return BPF_CORE_READ_BITFIELD((struct inet_sock___bits *)inet, transparent);
+}
+
 static __always_inline const struct tp_proxy *registered(struct bpf_sock_addr *ctx,
 							 const struct tp_config *cfg)
 {
@@ -412,6 +425,10 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		return VERDICT_NO_PROXY;
 	}
 	source_read(sk, &rec);
+	if (rec.flags & TP_RECORD_BOUND_ADDR && is_transparent(sk)) {
+		COUNT(transparent);
+		return VERDICT_PASS;
+	}
 	verdict = listener_find(ctx, cfg, v4, &rec);
 	if (verdict != VERDICT_REDIRECT)
 		return verdict;

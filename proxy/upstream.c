@@ -25,7 +25,10 @@ static int bind_as_client(int fd, const struct tp_record *client)
 
 	if (!(client->flags & (TP_RECORD_BOUND_ADDR | TP_RECORD_BOUND_PORT)))
 		return 0;
-	if (!(client->flags & TP_RECORD_BOUND_ADDR))
+	/* It may have been free to choose an address that no interface has. */
+	if (client->flags & TP_RECORD_BOUND_ADDR)
+		setsockopt(fd, IPPROTO_IP, IP_FREEBIND, &one, sizeof(one));
+	else
 		memset(source.ip + (source.family == AF_INET ? 12 : 0), 0,
 		       source.family == AF_INET ? 4 : 16);
 	if (client->flags & TP_RECORD_BOUND_PORT) {

@@ -12,7 +12,7 @@ import struct
 
 from harness import (PROXY_PORT, PROXY_PORTS, Failed, Sandbox, Server, UNPRIVILEGED, banner, case,
                      case_for, echo, free_port, hello, in_netns, line, main, new_netns, redirected,
-                     refusal, silent, wait_for)
+                     refusal, run, silent, wait_for)
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 
@@ -195,6 +195,42 @@ def a_socket_bound_to_a_device_is_left_alone():
             line(client)
             assert not redirected(client)
         assert box.counters()["bound_device"] == 1
+
+
+IP_TRANSPARENT = 19
+IPV6_FREEBIND = 78
+
+
+@case
+def a_transparent_socket_with_a_source_of_its_own_is_left_alone():
+    """What answers come to it is told by routes and rules that know of it."""
+    run(["ip", "route", "add", "local", "10.66.0.0/24", "dev", "lo"])
+    with Sandbox() as box, Server("10.77.0.1", banner) as server:
+        with box.socket() as client:
+            client.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+            client.bind(("10.66.0.5", 0))
+            client.connect(server.address)
+            line(client)
+            assert not redirected(client)
+            assert server.peers[-1][0] == "10.66.0.5"
+        assert box.counters()["transparent"] == 1
+        with box.socket() as client:
+            client.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+            client.connect(server.address)
+            assert redirected(client)
+
+
+@case
+def a_source_that_no_interface_has_is_the_one_the_server_sees():
+    run(["ip", "-6", "route", "add", "local", "fd66::/64", "dev", "lo"])
+    with Sandbox() as box, Server("fd77::1", banner) as server:
+        with box.socket(socket.AF_INET6) as client:
+            client.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+            client.bind(("fd66::5", 0))
+            client.connect(server.address)
+            line(client)
+            assert redirected(client)
+            assert server.peers[-1][0] == "fd66::5"
 
 
 @case
