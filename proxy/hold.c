@@ -233,7 +233,9 @@ static void on_syn(struct proxy *p, const struct tp_event_syn *event)
 {
 	struct session *s = table_by_cookie(&p->table, event->client.cookie);
 
-	if (event->client.pid == p->tgid) { /* the self-test: nothing else of ours is redirected */
+	/* The self-test: nothing else of ours is redirected, but later on our pid may be that of a
+	 * client who has gone. */
+	if (event->client.pid == p->tgid && !p->shared->serving) {
 		if (p->selftest_grants++ < SELFTEST_GRANTS)
 			send_syn(p, &event->client, &event->syn);
 		return;

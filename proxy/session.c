@@ -300,6 +300,8 @@ static void accepted_unheld(struct proxy *p, const struct tp_record *client, int
 		reset_unknown(fd, why_not);
 		return;
 	}
+	if (p->shared->doorman)
+		hold_accepted(fd);
 	s = table_take(&p->table, LIST_CONNECTING);
 	s->fd[CLIENT] = fd;
 	s->client = *client;
@@ -480,6 +482,13 @@ void session_recover(struct proxy *p, struct session *s, const uint32_t ready[2]
 {
 	switch (s->list) {
 	case LIST_HELD:
+		/* Hold is off now: its client's next SYN gets in, and whether it gave up is not
+		 * told any more. */
+		if (!p->settings.hold) {
+			session_finish(p, s, END_CLIENT_GAVE_UP, 1);
+			break;
+		}
+		/* fall through */
 	case LIST_CONNECTING:
 		recover_connecting(p, s, ready);
 		break;

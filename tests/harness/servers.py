@@ -2,6 +2,7 @@
 """Origin servers, as threads of the test: outside of the intercepted cgroup."""
 
 import contextlib
+import select
 import socket
 import threading
 
@@ -63,6 +64,13 @@ def exchange(client, word=b"still"):
     """With a server that echoes."""
     client.sendall(word)
     assert client.recv(len(word), socket.MSG_WAITALL) == word
+
+
+def connected(client):
+    """Whether a connection that was begun without waiting is made."""
+    waiting = select.poll()
+    waiting.register(client, select.POLLOUT)
+    return bool(waiting.poll(0)) and not client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def line(connection):

@@ -9,14 +9,13 @@ import errno
 import os
 import pathlib
 import resource
-import select
 import signal
 import socket
 import struct
 import time
 
-from harness import (NO_SHARES, PROXY_PORTS, Sandbox, Server, Skip, case, case_for, echo, main, redirected, run,
-                     tmpdir, wait_for)
+from harness import (NO_SHARES, PROXY_PORTS, Sandbox, Server, Skip, case, case_for, connected, echo, main,
+                     redirected, run, tmpdir, wait_for)
 from harness.steps import Traced
 
 STARVED_S = 3  # for how long CPU time is measured
@@ -40,12 +39,6 @@ def start(box, address):
     with contextlib.suppress(BlockingIOError):
         client.connect(address)
     return client
-
-
-def connected(client):
-    waiting = select.poll()
-    waiting.register(client, select.POLLOUT)
-    return bool(waiting.poll(0)) and not client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def cpu_seconds(box):

@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 
-from harness import NO_SHARES, UNHELD, Failed, Sandbox, Server, case, echo, main, run, wait_for
+from harness import NO_SHARES, UNHELD, Failed, Sandbox, Server, case, connected, echo, main, run, wait_for
 
 OTHER = 65534  # a user who is not us
 
@@ -45,10 +45,6 @@ def ready(client, events):
     waiting = select.poll()
     waiting.register(client, events)
     return bool(waiting.poll(0))
-
-
-def connected(client):
-    return ready(client, select.POLLOUT) and not client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def get_in(box, address, **who):

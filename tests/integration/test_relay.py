@@ -12,8 +12,8 @@ import struct
 import threading
 import time
 
-from harness import (UNHELD, Failed, Sandbox, Server, case, case_for, echo, free_port, line, main, run,
-                     silent, swallow, wait_for)
+from harness import (UNHELD, Failed, Sandbox, Server, case, case_for, connected, echo, free_port, line, main,
+                     run, silent, swallow, tmpdir, wait_for)
 
 MEGABYTE = os.urandom(1 << 20)
 ADDRESSES = {"IPv4": ("10.77.0.1",), "IPv6": ("fd77::1",)}
@@ -258,7 +258,8 @@ def black_hole():
 
 
 def upstreams_waiting():
-    return run(["ss", "-Htn", "state", "syn-sent"]).stdout.strip()
+    """Into the black hole."""
+    return run(["ss", "-Htn", "state", "syn-sent", "dst", "10.77.0.9"]).stdout.splitlines()
 
 
 @case
@@ -279,6 +280,25 @@ def a_held_client_of_a_silent_server_times_out_after_connect_timeout():
         assert error == errno.ETIMEDOUT, errno.errorcode[error]
         assert "end=connect-timeout" in box.proxy.wait_log("dst=10.77.0.9:80")
         wait_for(lambda: not upstreams_waiting(), "the upstream connection to go")
+
+
+@case
+def held_clients_come_in_as_others_when_hold_is_switched_off():
+    """Each has one upstream at a time, and one that gives up none."""
+    with black_hole() as address, tmpdir() as scratch:
+        config = scratch / "tproxy.conf"
+        config.write_text("[proxy]\nhold = on\n")
+        with Sandbox(proxy=("--config", config)) as box, box.socket() as stays, box.socket() as goes:
+            for client in (stays, goes):
+                client.setblocking(False)
+                client.connect_ex(address)
+            wait_for(lambda: len(upstreams_waiting()) == 2, "both to be held")
+            config.write_text("[proxy]\nhold = off\n")
+            box.proxy.reload()
+            goes.close()
+            wait_for(lambda: box.proxy.times_logged("end=client-gave-up") == 2, "both upstreams to end")
+            wait_for(lambda: connected(stays), "the client to come in", 10)
+            wait_for(lambda: len(upstreams_waiting()) == 1, "one upstream to be left")
 
 
 @case
