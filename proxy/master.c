@@ -557,7 +557,9 @@ static int replace_master(struct master *m)
 	}
 	if (m->handover.state != HANDOVER_IDLE)
 		handover_forget(p, &m->handover);
-	*m = (struct master){.p = p, .argv = m->argv, .status = -1, .idle_ms = monotonic_ms()};
+	/* The one before may have taken the marks off. */
+	*m = (struct master){
+		.p = p, .argv = m->argv, .status = -1, .idle_ms = monotonic_ms(), .distrusted = 1};
 	start_worker(m);
 	return guard(m);
 }

@@ -152,7 +152,7 @@ static int on_route(const struct nlmsghdr *nlh, void *user)
 			route.error = -(int)info->rta_error;
 	}
 	add_route(dump->snap, &route);
-	return MNL_CB_OK;
+	return dump->snap->unusable ? MNL_CB_STOP : MNL_CB_OK;
 }
 
 /* The rules of a fresh namespace: local, main, default, without any condition. */
@@ -199,14 +199,15 @@ static int take_snapshot(struct proxy *p, struct snapshot *snap)
 	struct dump dump = {snap, p->netns};
 	int err = 0;
 
-	for (size_t i = 0; !err && i < ARRAY_SIZE(families); i++) {
+	/* Clients wait meanwhile: of what cannot be used no more is read. */
+	for (size_t i = 0; !err && !snap->unusable && i < ARRAY_SIZE(families); i++) {
 		/* What no route matches; a default route replaces it. */
 		struct route none = {route_key(p->netns, families[i], 0, NULL), UINT32_MAX,
 				     ENETUNREACH};
 
 		add_route(snap, &none);
 		err = dump_one(&dump, families[i], RTM_GETRULE, on_rule);
-		if (!err)
+		if (!err && !snap->unusable)
 			err = dump_one(&dump, families[i], RTM_GETROUTE, on_route);
 	}
 	if (snap->unusable)

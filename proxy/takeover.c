@@ -278,6 +278,6 @@ int takeover_abandon(struct proxy *p, const char *why)
 {
 	if (!shared_withdraw(p->shared, p->offer))
 		return 0;
-	refuse(p->shared->peer, why);
+	refuse(p->conn, why); /* what the memory has is of the other one's next conversation */
 	return 1;
 }
