@@ -333,6 +333,10 @@ static void test_bad_command_lines(void **state)
 	(void)state;
 	assert_refuses("", ARGS("--speed"), "--speed|no such option|prog --help");
 	assert_refuses("", ARGS("-x"), "-x|no such option");
+	assert_refuses("", ARGS("-xf"), "-xf: no such option");
+	assert_refuses("", ARGS("-fx"), "-fx: no such option");
+	assert_refuses("", ARGS("-fxf", "-f"), "-fxf: no such option");
+	assert_refuses("", ARGS("-f", "-fp"), "-fp: needs a value");
 	assert_refuses("", ARGS("--port"), "--port|needs a value");
 	assert_refuses("", ARGS("-p"), "-p|needs a value");
 	assert_refuses("", ARGS("--fast=yes"), "--fast|takes no value");

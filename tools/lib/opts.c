@@ -276,7 +276,9 @@ static int walk(const struct opt_program *prog, int argc, char **argv, void *set
 	build_getopt(prog, longs, shorts);
 	optind = 0;
 	opterr = 0;
-	while ((c = getopt_long(argc, argv, shorts, longs, NULL)) != -1) {
+	/* optind stays at a word until its last letter is reached. */
+	for (int word = 1; (c = getopt_long(argc, argv, shorts, longs, NULL)) != -1;
+	     word = optind) {
 		const struct opt *opt;
 
 		if (c == 'h' || c == 'V') {
@@ -287,7 +289,7 @@ static int walk(const struct opt_program *prog, int argc, char **argv, void *set
 			return OPTS_DONE;
 		}
 		if (c == '?' || c == ':')
-			return fail(f, -EINVAL, "%s: %s; see %s --help", argv[optind - 1],
+			return fail(f, -EINVAL, "%s: %s; see %s --help", argv[word],
 				    c == ':' ? "needs a value"
 					     : "no such option, or it takes no value",
 				    prog->name);
