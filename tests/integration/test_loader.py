@@ -225,6 +225,7 @@ def a_bad_file_is_refused_with_its_line(text, words):
     "port 0": (("--port", "0"), ("port", "out of range")),
     "a policy that does not exist": (("--on-proxy-down", "x"), ("on-proxy-down", "direct, refuse")),
     "an unknown option": (("--cgruop", "x"), ("--cgruop", "--help")),
+    "a cgroup that is empty": (("--cgroup", ""), ("--cgroup: empty", "PATH")),
     "an argument": (("extra",), ("extra",)),
     "check and unload": (("--check", "--unload"), ("--check", "--unload")),
     "a name that cannot be one": (("--name", "A.b"), ("--name", "A.b")),

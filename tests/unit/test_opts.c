@@ -215,6 +215,7 @@ static void test_string_and_list(void **state)
 	assert_string_equal(s.host, "two");
 	assert_set(&s, "path", "/a", 0);
 	assert_set(&s, "path", "/b", 0);
+	assert_set(&s, "path", "", -EINVAL);
 	assert_int_equal(s.paths.count, 2);
 	assert_string_equal(s.paths.items[0], "/a");
 	assert_string_equal(s.paths.items[1], "/b");
@@ -324,6 +325,7 @@ static void test_bad_files(void **state)
 	assert_refuses("port = 1\n", NULL, "line 1|no such section");
 	assert_refuses("[loader]\n\nnonsense\n", NULL, "line 3|key = value");
 	assert_refuses("[loader]\nport = many\n", NULL, "line 2|port|many|not a number");
+	assert_refuses("[loader]\npath =\n", NULL, "line 2|path: empty|give a PATH");
 	assert_refuses("[loader]\nname = other\n", NULL, "line 2|name|no such key");
 	assert_refuses("[loader]\nfast = yes\n[proxy\n", NULL, "line 3");
 }
@@ -341,6 +343,7 @@ static void test_bad_command_lines(void **state)
 	assert_refuses("", ARGS("-p"), "-p|needs a value");
 	assert_refuses("", ARGS("--fast=yes"), "--fast|takes no value");
 	assert_refuses("", ARGS("--mode", "x"), "--mode|'x'|direct, refuse");
+	assert_refuses("", ARGS("--path", ""), "--path: empty|give a PATH");
 	assert_refuses("", ARGS("--name", "A/B"), "--name|'A/B'");
 }
 

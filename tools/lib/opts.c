@@ -147,6 +147,11 @@ int opt_set(const struct opt *opt, void *settings, const char *text, struct fail
 		*(char **)value = copy;
 		return 0;
 	case OPT_LIST:
+		if (!*text) /* often a shell variable that is not set: nobody asked for the default
+			     */
+			return fail(f, -EINVAL,
+				    "%s: empty; give a %s, or leave it out for the default",
+				    opt->name, opt->arg);
 		return list_add(value, text) ? fail(f, -ENOMEM, "out of memory") : 0;
 	case OPT_UINT:
 	case OPT_DURATION:
