@@ -80,6 +80,7 @@ static const struct opt options[] = {
 	 .type = OPT_FLAG,
 	 .offset = OPT(unload),
 	 .command_line_only = 1,
+	 .no_file = 1, /* what is wrong with it must not keep the hooks in force */
 	 .help = "detach and unpin everything of the instance"},
 	{.name = "check",
 	 .type = OPT_FLAG,

@@ -404,6 +404,14 @@ def unload_works_where_something_is_missing(pattern):
 
 
 @case
+def unload_needs_no_configuration_file():
+    with Sandbox(proxy=None) as box, tmpdir() as directory:
+        _, done = with_config(box, directory, "[loader]\nport = 70000\n", "--unload")
+        assert done.returncode == 0, done.stderr
+        assert_nothing(box)
+
+
+@case
 def unload_knows_only_its_own_instance():
     with Sandbox(proxy=None) as one, Sandbox(load=("--port", "18001"), proxy=None) as two:
         before = object_ids(two)

@@ -16,6 +16,7 @@ struct settings {
 	uint64_t wait;
 	uint64_t share;
 	int mode;
+	bool away;
 };
 
 static const char *const modes[] = {"direct", "refuse", NULL};
@@ -65,6 +66,13 @@ static const struct opt table[] = {
 	 .arg = "MODE",
 	 .help = "which way",
 	 .choices = modes},
+	{.name = "away",
+	 .letter = 'a',
+	 .type = OPT_FLAG,
+	 .offset = offsetof(struct settings, away),
+	 .help = "take it away",
+	 .command_line_only = 1,
+	 .no_file = 1},
 	{0},
 };
 
@@ -330,6 +338,19 @@ static void test_bad_files(void **state)
 	assert_refuses("[loader]\nfast = yes\n[proxy\n", NULL, "line 3");
 }
 
+static void test_no_file(void **state)
+{
+	struct settings s = {0};
+
+	(void)state;
+	assert_parses(&s, "[loader]\nport = many\n", ARGS("-p", "100", "-a"));
+	assert_true(s.away);
+	assert_int_equal(s.port, 100);
+	assert_parses(&s, "", ARGS("--config", "/nonexistent/file", "--away"));
+	opts_free(&prog, &s);
+	assert_refuses("", ARGS("--away", "--port", "many"), "--port|not a number");
+}
+
 static void test_bad_command_lines(void **state)
 {
 	(void)state;
@@ -400,6 +421,7 @@ int main(void)
 		cmocka_unit_test(test_command_line_wins),
 		cmocka_unit_test(test_options_end_at_the_first_argument),
 		cmocka_unit_test(test_bad_files),
+		cmocka_unit_test(test_no_file),
 		cmocka_unit_test(test_bad_command_lines),
 		cmocka_unit_test(test_missing_files),
 		cmocka_unit_test(test_usage_names_every_option),

@@ -268,11 +268,11 @@ static const struct opt *opt_by_getopt(const struct opt_program *prog, int c)
 	return NULL;
 }
 
-/* One walk over the command line: first for --name and --config, then for the rest over the file.
- */
+/* One walk over the command line: first for what decides on the file, then for the rest over it. */
 static int walk(const struct opt_program *prog, int argc, char **argv, void *settings, int common,
 		int *ret_next, struct failure *f)
 {
+	struct opt_common *first = settings;
 	struct option longs[MAX_OPTS + 3];
 	char shorts[2 * MAX_OPTS + 8];
 	bool listed[MAX_OPTS] = {false};
@@ -299,6 +299,7 @@ static int walk(const struct opt_program *prog, int argc, char **argv, void *set
 					     : "no such option, or it takes no value",
 				    prog->name);
 		opt = opt_by_getopt(prog, c);
+		first->no_file |= opt->no_file;
 		if ((opt->offset < sizeof(struct opt_common)) != common)
 			continue;
 		if (opt->type == OPT_LIST && !listed[opt - prog->opts]) {
@@ -333,7 +334,7 @@ int opts_parse(const struct opt_program *prog, int argc, char **argv, void *sett
 	r = instance_name_check(common->name, f);
 	if (r)
 		return r;
-	if (prog->section) {
+	if (prog->section && !common->no_file) {
 		r = read_file(prog, settings, f);
 		if (r)
 			return r;

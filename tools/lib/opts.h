@@ -40,6 +40,7 @@ struct opt {
 	uint64_t min, max;
 	const char *const *choices; /* NULL-terminated */
 	int command_line_only;
+	int no_file; /* where it is given the file is not read: nothing of it is needed */
 };
 
 struct opt_program {
@@ -56,6 +57,7 @@ struct opt_program {
 struct opt_common {
 	char *name;   /* instance */
 	char *config; /* file; NULL: /etc/tproxy/NAME.conf if there is one */
+	int no_file;  /* an option that needs none was given */
 };
 
 #define OPT_COMMON                                                                               \
