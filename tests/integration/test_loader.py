@@ -230,6 +230,7 @@ def a_bad_file_is_refused_with_its_line(text, words):
     "check and unload": (("--check", "--unload"), ("--check", "--unload")),
     "a name that cannot be one": (("--name", "A.b"), ("--name", "A.b")),
     "a file that is not there": (("--config", "/nonexistent"), ("/nonexistent",)),
+    "a directory for a file": (("--config", "/tmp"), ("/tmp", "Is a directory")),
 })
 def a_bad_command_line_is_refused(words, expected):
     with Sandbox(load=None) as box:

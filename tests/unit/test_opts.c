@@ -338,6 +338,47 @@ static void test_bad_files(void **state)
 	assert_refuses("[loader]\nfast = yes\n[proxy\n", NULL, "line 3");
 }
 
+static void test_long_lines(void **state)
+{
+	struct settings s = {0};
+	char text[512];
+
+	(void)state;
+	snprintf(text, sizeof(text), "[loader]\nhost = %0192d\nport = 9", 1); /* 199 bytes */
+	assert_parses(&s, text, NULL);
+	assert_int_equal(strlen(s.host), 192);
+	assert_int_equal(s.port, 9);
+	opts_free(&prog, &s);
+	snprintf(text, sizeof(text), "[loader]\nhost = %0192d\nport = many\n", 1);
+	assert_refuses(text, NULL, "line 3|many");
+	snprintf(text, sizeof(text), "[loader]\nhost = %0193d\n", 1);
+	assert_refuses(text, NULL, "line 2: longer than 199 bytes|command line");
+	snprintf(text, sizeof(text), "[loader]\n;%0198dport = 9\n", 1);
+	assert_refuses(text, NULL, "line 2: longer than 199 bytes");
+}
+
+static void test_unreadable_files(void **state)
+{
+	static const struct {
+		const char *path, *words;
+		int err;
+	} files[] = {{"/tmp", "/tmp, line 1: cannot be read: Is a directory", -EISDIR},
+		     {"/proc/self/mem", "cannot be read: Input/output error", -EIO},
+		     {"/proc/self/auxv", "NUL", -EINVAL}};
+
+	(void)state;
+	for (size_t i = 0; i < ARRAY_SIZE(files); i++) {
+		char *argv[] = {"prog", "--config", (char *)files[i].path};
+		struct settings s = {0};
+		struct failure f = {{0}};
+		int next;
+
+		assert_int_equal(opts_parse(&prog, 3, argv, &s, &next, &f), files[i].err);
+		assert_non_null(strstr(f.text, files[i].words));
+		opts_free(&prog, &s);
+	}
+}
+
 static void test_no_file(void **state)
 {
 	struct settings s = {0};
@@ -421,6 +462,8 @@ int main(void)
 		cmocka_unit_test(test_command_line_wins),
 		cmocka_unit_test(test_options_end_at_the_first_argument),
 		cmocka_unit_test(test_bad_files),
+		cmocka_unit_test(test_long_lines),
+		cmocka_unit_test(test_unreadable_files),
 		cmocka_unit_test(test_no_file),
 		cmocka_unit_test(test_bad_command_lines),
 		cmocka_unit_test(test_missing_files),

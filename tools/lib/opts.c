@@ -167,7 +167,9 @@ int opt_set(const struct opt *opt, void *settings, const char *text, struct fail
 struct file_state {
 	const struct opt_program *prog;
 	void *settings;
+	FILE *file;
 	struct failure *f;
+	int line; /* the last one that was read */
 	int err;
 };
 
@@ -182,8 +184,6 @@ static int file_entry(void *user, const char *section, const char *key, const ch
 	struct file_state *st = user;
 	const struct opt *opt;
 
-	if (st->err)
-		return 0;
 	if (strcmp(section, st->prog->section)) {
 		if (known_section(section))
 			return 1;
@@ -202,6 +202,37 @@ static int file_entry(void *user, const char *section, const char *key, const ch
 	return 0;
 }
 
+/*
+ * In the place of fgets(), of which inih cannot tell a file that cannot be read from one that has
+ * ended, nor the rest of a long line from another line.
+ */
+static char *read_line(char *buf, int size, void *user)
+{
+	struct file_state *st = user;
+	char *text _cleanup_free_ = NULL;
+	size_t allocated = 0;
+	ssize_t len;
+
+	if (st->err)
+		return NULL;
+	st->line++;
+	len = getline(&text, &allocated, st->file);
+	if (len < 0) {
+		if (!feof(st->file))
+			st->err = fail(st->f, -errno, "cannot be read: %m");
+		return NULL;
+	}
+	if (text[len - 1] == '\n')
+		text[--len] = 0;
+	if (strlen(text) < (size_t)len)
+		st->err = fail(st->f, -EINVAL, "no text, it has a NUL byte; write it anew");
+	else if (len >= size)
+		st->err = fail(st->f, -EINVAL,
+			       "longer than %d bytes; shorten it, or say it on the command line",
+			       size - 1);
+	return st->err ? NULL : memcpy(buf, text, len + 1);
+}
+
 const char *opts_config_path(const char *name, char buf[CONFIG_PATH_MAX])
 {
 	snprintf(buf, CONFIG_PATH_MAX, "/etc/tproxy/%s.conf", name);
@@ -212,7 +243,7 @@ static int read_file(const struct opt_program *prog, void *settings, struct fail
 {
 	struct opt_common *common = settings;
 	struct failure why = {{0}};
-	struct file_state st = {prog, settings, &why, 0};
+	struct file_state st = {.prog = prog, .settings = settings, .f = &why};
 	char usual[CONFIG_PATH_MAX];
 	const char *path = common->config ?: opts_config_path(common->name, usual);
 	FILE *file _cleanup_file_ = NULL;
@@ -224,9 +255,10 @@ static int read_file(const struct opt_program *prog, void *settings, struct fail
 			return 0;
 		return fail(f, -errno, "cannot read %s: %m", path);
 	}
-	line = ini_parse_file(file, file_entry, &st);
+	st.file = file;
+	line = ini_parse_stream(read_line, &st, file_entry, &st);
 	if (st.err)
-		return fail(f, st.err, "%s, line %d: %s", path, line, why.text);
+		return fail(f, st.err, "%s, line %d: %s", path, st.line, why.text);
 	if (line)
 		return fail(f, -EINVAL, "%s, line %d: neither [section], key = value nor a comment",
 			    path, line > 0 ? line : 0);
