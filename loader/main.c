@@ -221,7 +221,12 @@ static int run(struct settings *set, struct failure *f)
 		return err;
 	if (mounted)
 		log_notice("mounted a bpffs at %s", BPFFS_ROOT);
-	return load(set, &cgs, f);
+	err = load(set, &cgs, f);
+	if (!err && mounted && bpffs_private())
+		log_warning("the hooks last only as long as this mount namespace, whose " BPFFS_ROOT
+			    " is its own; to keep them load from outside of it, as with \"nsenter "
+			    "--net=\" in the place of \"ip netns exec\"");
+	return err;
 }
 
 int main(int argc, char **argv)

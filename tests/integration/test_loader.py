@@ -5,7 +5,7 @@ import errno
 import socket
 import subprocess
 
-from harness import (LOAD, UNPRIVILEGED, Sandbox, Server, banner, bpftool, case, case_for, echo,
+from harness import (LOAD, TPROXY, UNPRIVILEGED, Sandbox, Server, banner, bpftool, case, case_for, echo,
                      free_port, line, main, redirected, run, tmpdir, wait_for)
 from harness.pins import (BPFFS, HOOKS, assert_nothing, assert_whole, attached, object_ids,
                           pretend_another_abi, pretend_another_build)
@@ -371,6 +371,18 @@ def a_missing_bpffs_is_mounted():
         assert done.returncode == 0, done.stderr
         assert "mounted a bpffs" in done.stderr, done.stderr
         assert "map_socks" in done.stdout, done.stdout
+
+
+@case_for({"they do": ("", "", True),
+           "process 1 sees them, too": ("mount -n --bind /proc/$$/mountinfo /proc/1/mountinfo", "", False),
+           "a run, which ends before": ("", f"{TPROXY} run -- true", False)})
+def hooks_that_go_with_a_mount_namespace_are_warned_of(before, instead, warns):
+    with Sandbox(load=None) as box:
+        script = f"while mountpoint -q /sys/fs/bpf; do umount /sys/fs/bpf; done\n{before}"
+        load = f"{LOAD} --name {box.name} --cgroup {box.cgroup}\n{LOAD} --name {box.name} --unload"
+        done = in_mount_namespace(script, "sh", "-euc", instead or load)
+        assert done.returncode == 0, done.stderr
+        assert ("mount namespace" in done.stderr) == ("nsenter" in done.stderr) == warns, done.stderr
 
 
 # --- unload and check -----------------------------------------------------------------------------

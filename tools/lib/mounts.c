@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/vfs.h>
 
 #include "../../bpf/pins.h"
@@ -139,4 +140,23 @@ int bpffs_ensure(int *ret_mounted, struct failure *f)
 			BPFFS_ROOT, BPFFS_ROOT);
 	*ret_mounted = 1;
 	return 0;
+}
+
+/* By mountinfo, which is open to all: to compare namespaces takes CAP_SYS_PTRACE, and a mount may
+ * be shared with another one. */
+int bpffs_private(void)
+{
+	FILE *file _cleanup_file_ = fopen("/proc/1/mountinfo", "re");
+	char *line _cleanup_free_ = NULL;
+	unsigned int dev[2];
+	struct stat ours;
+	size_t size = 0;
+
+	if (!file || stat(BPFFS_ROOT, &ours))
+		return 0;
+	while (getline(&line, &size, file) > 0)
+		if (sscanf(line, "%*s %*s %u:%u", &dev[0], &dev[1]) == 2 &&
+		    makedev(dev[0], dev[1]) == ours.st_dev)
+			return 0;
+	return 1;
 }

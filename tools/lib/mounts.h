@@ -29,4 +29,8 @@ int bpffs_mounted(void);
 /* Mounts it there where it is missing; *ret_mounted says whether that was needed. */
 int bpffs_ensure(int *ret_mounted, struct failure *f);
 
+/* Whether process 1 does not see that one, so that it goes with a mount namespace: 1, or 0, also
+ * where that cannot be known. */
+int bpffs_private(void);
+
 #endif
