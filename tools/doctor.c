@@ -125,7 +125,7 @@ static int unknown_sandbox(struct sandbox *box, void *user)
 	return 0;
 }
 
-static const json_t *instance_of(const json_t *all, const char *name)
+static json_t *instance_of(const json_t *all, const char *name)
 {
 	json_t *in;
 	size_t i;
@@ -145,6 +145,26 @@ static bool is_staging(const char *file)
 				!strcmp(file + len - suffix, PIN_OLD_SUFFIX));
 }
 
+/*
+ * What is in force is not to be unloaded for what is left. Before Linux 6.1 that may be NAME~old,
+ * where a loader was killed between two renames; the next one takes the first back. To be freed.
+ */
+static char *staging_fix(const json_t *all, const char *name)
+{
+	json_t *stranded _cleanup_tree_ = NULL, *in = instance_of(all, name);
+	char path[PATH_MAX], old[NAME_MAX + sizeof(PIN_OLD_SUFFIX)], *fix;
+
+	if (in)
+		return checkup_load_command(in, 0);
+	if (access(instance_dir(name, PIN_OLD_SUFFIX, path), F_OK))
+		return asprintf(&fix, "tproxy-load --name %s --unload", name) < 0 ? NULL : fix;
+	snprintf(old, sizeof(old), "%s%s", name, PIN_OLD_SUFFIX);
+	stranded = describe_instances(old);
+	in = json_array_get(stranded, 0);
+	tree_set(in, "name", tree_string(name));
+	return checkup_load_command(in, 0);
+}
+
 /* Where a load prepares an instance, or retires one; nobody but a running loader needs it. */
 static void check_staging(json_t *findings, const json_t *all)
 {
@@ -154,20 +174,15 @@ static void check_staging(json_t *findings, const json_t *all)
 	struct dirent *e;
 
 	while (dir && (e = readdir(dir))) {
-		char *fix _cleanup_free_ = NULL, name[NAME_MAX + 1], unload[NAME_MAX + 64];
-		const json_t *in;
+		char *fix _cleanup_free_ = NULL, name[NAME_MAX + 1];
 
 		if (!is_staging(e->d_name))
 			continue;
 		snprintf(name, sizeof(name), "%.*s", (int)(strlen(e->d_name) - suffix), e->d_name);
 		if (instance_name_check(name, &ignored))
 			continue;
-		in = instance_of(all, name); /* in force: not to be unloaded for this */
-		if (in)
-			fix = checkup_load_command(in, 0);
-		else
-			snprintf(unload, sizeof(unload), "tproxy-load --name %s --unload", name);
-		finding(findings, PROBE_WARN, name, in ? fix : unload,
+		fix = staging_fix(all, name);
+		finding(findings, PROBE_WARN, name, fix,
 			"%s/%s is left from a load that was interrupted (or one that runs now)",
 			BPFFS_ROOT, e->d_name);
 	}

@@ -3,13 +3,14 @@
 
 import json
 import os
+import pathlib
 import re
 import signal
 import subprocess
 
 from harness import (LOAD, ROOT, TPROXY, UNPRIVILEGED, Sandbox, Server, banner, case, case_for, echo, in_netns,
                      line, main, netns_cookies, new_netns, run, wait_for)
-from harness.pins import HOOKS, object_ids, pretend_another_abi
+from harness.pins import HOOKS, assert_whole, object_ids, pretend_another_abi
 
 
 def status(box):
@@ -238,6 +239,10 @@ def fixes(box):
             if one["what"] == box.name and one["fix"] and one["fix"].startswith("tproxy-load")}
 
 
+def follow(fix):
+    run(["bash", "-c", f"PATH={os.path.dirname(LOAD)}:$PATH; {fix}"])
+
+
 @case
 def the_fix_of_doctor_keeps_every_setting():
     words = ("--port", "18002", "--on-proxy-down", "refuse", "--max-connections", "5000")
@@ -250,13 +255,26 @@ def the_fix_of_doctor_keeps_every_setting():
         assert box.tool("status", check=False).returncode == 1
         assert "BROKEN" in box.tool("status", check=False).stdout
         fix, = fixes(box)
-        run(["bash", "-c", f"PATH={os.path.dirname(LOAD)}:$PATH; {fix}"])
+        follow(fix)
         assert object_ids(box) == before[0] and "unchanged" in box.loader(
             "--cgroup", odd, *words).stderr
         for pin in box.pins.glob("link_*"):
             pin.unlink()
         found = fixes(box)
         assert found and all("each --cgroup as it was loaded" in one for one in found), found
+
+
+@case
+def the_fix_of_doctor_keeps_hooks_whose_loader_was_killed_between_two_renames():
+    """As before Linux 6.1, where directories of a bpffs cannot be exchanged."""
+    with Sandbox(load=("--port", "18002", "--max-connections", "5000"), proxy=None) as box:
+        before = object_ids(box), box.config()
+        box.pins.rename(f"{box.pins}~old")
+        pathlib.Path(f"{box.pins}~new").mkdir(mode=0o700)
+        fix, = (one for one in fixes(box) if box.name in one)
+        follow(fix)
+        assert_whole(box)
+        assert (object_ids(box), box.config()) == before
 
 
 @case
