@@ -147,8 +147,8 @@ int opt_set(const struct opt *opt, void *settings, const char *text, struct fail
 		*(char **)value = copy;
 		return 0;
 	case OPT_LIST:
-		if (!*text) /* often a shell variable that is not set: nobody asked for the default
-			     */
+		/* Often a shell variable that is not set: nobody asked for the default. */
+		if (!*text)
 			return fail(f, -EINVAL,
 				    "%s: empty; give a %s, or leave it out for the default",
 				    opt->name, opt->arg);
