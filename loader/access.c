@@ -23,21 +23,28 @@
 #include "instance.h"
 #include "log.h"
 
+#define NO_GROUP ((gid_t)-1) /* to chown(2): change nothing */
+
 int access_group(const char *name, gid_t *ret_group, struct failure *f)
 {
 	struct group *found;
-	unsigned int number;
-	char end;
+	unsigned long number;
+	char *end;
 
 	*ret_group = ACCESS_ROOT;
 	if (!name)
 		return 0;
-	errno = 0;
 	found = getgrnam(name);
+	number = strtoul(name, &end, 10);
 	if (found)
 		*ret_group = found->gr_gid;
-	else if (sscanf(name, "%u%c", &number, &end) == 1)
+	else if (*name >= '0' && *name <= '9' && !*end && number < NO_GROUP)
 		*ret_group = number;
+	else if (!name[strspn(name, "0123456789+- ")])
+		return fail(f, -EINVAL,
+			    "group '%s' is neither a name nor a number from 0 to %u; give one, or "
+			    "leave it out to keep the pins root's alone",
+			    name, NO_GROUP - 1);
 	else
 		return fail(f, -ENOENT,
 			    "there is no group %s to open the pins to; make it with: groupadd "

@@ -116,6 +116,13 @@ def a_group_that_does_not_exist():
         assert_nothing(box)
 
 
+@case_for({word or "empty": (word,) for word in ("", "-1", "+12", " 12", "4294967295", "4294967296", "9" * 30)})
+def a_group_that_is_none(word):
+    with Sandbox(load=None) as box:
+        assert_refuses(box.load("--group", word, check=False), f"'{word}'", "neither a name nor a number")
+        assert_nothing(box)
+
+
 # --- what the loader does not trust ---------------------------------------------------------------
 
 def as_user(*words, check=True):
