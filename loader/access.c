@@ -58,6 +58,13 @@ bool access_is_tight(uid_t owner, mode_t mode)
 	return !owner && !(mode & (S_IWGRP | S_IRWXO));
 }
 
+gid_t access_holder(const char *dir)
+{
+	struct stat st;
+
+	return lstat(dir, &st) ? ACCESS_ROOT : st.st_gid;
+}
+
 static mode_t pin_mode(const char *file, gid_t group)
 {
 	const char *doorman = pin_progs[PIN_PROG_doorman].pin;
@@ -119,7 +126,7 @@ static bool way_is_open(const struct stat *root, gid_t group)
 	       (root->st_gid == group && root->st_mode & S_IXGRP);
 }
 
-static int way_open(gid_t group, struct failure *f)
+int access_open_way(gid_t group, struct failure *f)
 {
 	struct stat st;
 
@@ -169,17 +176,8 @@ int access_set_pins(const char *dir, gid_t group, struct failure *f)
 	return 0;
 }
 
-int access_set(const char *dir, gid_t group, struct failure *f)
-{
-	int err = access_set_pins(dir, group, f);
-
-	if (err)
-		return err;
-	access_close_way(); /* of the group it had before, perhaps */
-	return way_open(group, f);
-}
-
 struct members {
+	const char *but; /* an instance that does not count */
 	gid_t group;
 	bool found;
 };
@@ -188,22 +186,36 @@ static int look_for_member(const char *name, void *user)
 {
 	struct members *m = user;
 	char dir[PATH_MAX];
-	struct stat st;
 
-	m->found |= !stat(instance_dir(name, "", dir), &st) && st.st_gid == m->group;
+	m->found |= strcmp(name, m->but) && access_holder(instance_dir(name, "", dir)) == m->group;
 	return m->found;
 }
 
-void access_close_way(void)
+void access_close_way(const char *name, gid_t group)
 {
-	struct members m = {0};
+	struct members m = {.but = name, .group = group};
 	struct stat st;
 
-	/* Only what way_open() makes of what systemd makes. */
-	if (stat(BPFFS_ROOT, &st) || st.st_uid || !st.st_gid || (st.st_mode & 0777) != 0710)
+	/* Only what access_open_way() makes of what systemd makes. */
+	if (group == ACCESS_ROOT || stat(BPFFS_ROOT, &st) || st.st_uid || st.st_gid != group ||
+	    (st.st_mode & 0777) != 0710)
 		return;
-	m.group = st.st_gid;
 	instance_each(look_for_member, &m);
-	if (!m.found)
-		make_so(AT_FDCWD, BPFFS_ROOT, st.st_mode & 07700, 0);
+	if (m.found || make_so(AT_FDCWD, BPFFS_ROOT, st.st_mode & 07700, 0))
+		return;
+	log_notice("%s: group %u may not search it any more, it has no pins there", BPFFS_ROOT,
+		   group);
+}
+
+int access_set(const char *name, gid_t group, struct failure *f)
+{
+	char dir[PATH_MAX];
+	gid_t before = access_holder(instance_dir(name, "", dir));
+	int err;
+
+	/* First: once the directory has been given away nothing tells whose the way is. */
+	if (before != group)
+		access_close_way(name, before);
+	err = access_set_pins(dir, group, f);
+	return err ?: access_open_way(group, f);
 }

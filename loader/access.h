@@ -23,13 +23,23 @@ bool access_is_tight(uid_t owner, mode_t mode);
 /* 1 where a pin, the directory or the way to it is not as it should be, 0, or -errno. */
 int access_differs(const char *dir, gid_t group, struct failure *f);
 
-/* Makes it so, the directory and the way to it last. Doing it again changes nothing. */
-int access_set(const char *dir, gid_t group, struct failure *f);
+/* The group that a directory of pins was given to; ACCESS_ROOT: none, or no directory. */
+gid_t access_holder(const char *dir);
 
-/* The same without the way, which the set that is in force has with its group. */
+/*
+ * Makes it so for an instance in force, the directory and the way to it last; the way of the group
+ * that it had is closed. Doing it again changes nothing.
+ */
+int access_set(const char *name, gid_t group, struct failure *f);
+
+/* The parts of it: pins and their directory; the way to them. */
 int access_set_pins(const char *dir, gid_t group, struct failure *f);
+int access_open_way(gid_t group, struct failure *f);
 
-/* Closes the way to the instances of a group again if none is left. */
-void access_close_way(void);
+/*
+ * Closes the way of the group that instance `name` has, or had, unless another instance has it too.
+ * What an administrator has opened to somebody else stays.
+ */
+void access_close_way(const char *name, gid_t group);
 
 #endif

@@ -490,7 +490,7 @@ int generation_rename_back(const char *name, struct failure *f)
 
 /* In the order in which each step finds what it needs; the last one decides. */
 static int take_over(struct handover *h, const struct set *set, const struct object *obj,
-		     const struct plan *plan, const struct cgroups *cgs, gid_t group)
+		     const struct plan *plan, const struct cgroups *cgs)
 {
 	struct undo undo _cleanup_(undo_commit) = {0}; /* it is not undone, but retired */
 	struct set side _cleanup_set_ = {0};
@@ -510,8 +510,8 @@ static int take_over(struct handover *h, const struct set *set, const struct obj
 	/* Knowing which ports are taken: it may be asked for what the old set lets pass. */
 	if (!err)
 		err = load_attach(&undo, obj, cgs, set->name, true, h->f);
-	if (!err)
-		err = access_set_pins(side.dir, group, h->f);
+	if (!err) /* another group is let in afterwards, by who knows which one had been */
+		err = access_set_pins(side.dir, access_holder(set->dir), h->f);
 	return err ?: dirs_exchange(set->name, h->f);
 }
 
@@ -526,7 +526,7 @@ static void take_back(const struct set *set)
 }
 
 int generation_change(const struct cgroups *cgs, const struct set *set, struct object *obj,
-		      const struct plan *plan, gid_t group, struct failure *f)
+		      const struct plan *plan, struct failure *f)
 {
 	struct handover h _cleanup_handover_ = {.f = f, .ours = true};
 	struct set to _cleanup_set_ = {0}, from _cleanup_set_ = {0};
@@ -539,7 +539,7 @@ int generation_change(const struct cgroups *cgs, const struct set *set, struct o
 	if (err)
 		return err;
 	undo_commit(&undo);
-	err = take_over(&h, set, obj, plan, cgs, group);
+	err = take_over(&h, set, obj, plan, cgs);
 	if (err) {
 		take_back(set);
 		return err;

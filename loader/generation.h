@@ -15,7 +15,7 @@
  * otherwise. `set` is not what is pinned under its name any more.
  */
 int generation_change(const struct cgroups *cgs, const struct set *set, struct object *obj,
-		      const struct plan *plan, gid_t group, struct failure *f);
+		      const struct plan *plan, struct failure *f);
 
 /* Takes NAME~new, of which `from` was read, away; `to`, in force as NAME, inherits what it had. */
 int generation_retire(const struct set *from, const struct set *to, struct failure *f);

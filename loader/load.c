@@ -131,9 +131,11 @@ static int load_steps(struct undo *u, const struct object *obj, const struct set
 	if (!err)
 		err = load_attach(u, obj, cgs, name, true, f);
 	if (!err)
-		err = access_set(side, settings->group, f);
+		err = access_set_pins(side, settings->group, f);
 	if (!err)
 		err = undo_rename(u, side, dir, f);
+	if (!err) /* last, so that no failure has to close it */
+		err = access_open_way(settings->group, f);
 	if (!err) {
 		__atomic_store_n(&config->enabled, 1, __ATOMIC_RELEASE);
 		undo_commit(u);
@@ -152,7 +154,5 @@ int load_first(const struct settings *settings, const struct cgroups *cgs, struc
 		err = load_config(obj, settings, f);
 	if (!err)
 		err = load_steps(&undo, obj, settings, cgs, f);
-	if (err)
-		access_close_way();
 	return err;
 }

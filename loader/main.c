@@ -146,7 +146,7 @@ static int change(const struct settings *settings, const struct cgroups *cgs, st
 	if (err)
 		return err;
 	if (plan->generation) { /* then there is another set, to which settings may be new */
-		err = generation_change(cgs, set, obj, plan, settings->group, f);
+		err = generation_change(cgs, set, obj, plan, f);
 		set_free(set);
 		if (!err)
 			err = set_read(settings->common.name, "", set, f);

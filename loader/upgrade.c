@@ -170,7 +170,7 @@ static int upgrade_prepare(struct upgrade *up)
 		err = side_pins_make(up);
 	/* Where the rights of all are to change that comes last: it is not taken back. */
 	if (!err && up->plan->reload && !up->plan->access)
-		err = access_set(up->set->dir, up->settings->group, up->f);
+		err = access_set_pins(up->set->dir, up->settings->group, up->f);
 	if (!err && up->plan->reload)
 		err = links_swap(up);
 	if (!err)
@@ -203,7 +203,7 @@ int upgrade_apply(const struct settings *settings, const struct cgroups *cgs, co
 	undo_commit(&up.undo);
 	err = links_remove(&up);
 	if (!err && plan->access)
-		err = access_set(set->dir, settings->group, f);
+		err = access_set(set->name, settings->group, f);
 	if (plan->settings || plan->reload)
 		settings_store(&up);
 	return err;

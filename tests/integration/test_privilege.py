@@ -37,6 +37,18 @@ def assert_refuses(done, *words):
 
 # --- pins -----------------------------------------------------------------------------------------
 
+@contextlib.contextmanager
+def bpffs_of(mode, group=0):
+    """bpffs as an administrator, or the kernel (mode 1777), has it."""
+    os.chown(BPFFS, 0, group)
+    BPFFS.chmod(mode)
+    try:
+        yield
+    finally:
+        os.chown(BPFFS, 0, 0)
+        BPFFS.chmod(0o1700)
+
+
 def assert_rights(box, group):
     """The whole instance is root's, and as much of it the group's as tproxyd needs."""
     assert rights(box.pins) == ((0o750 if group else 0o700), 0, group), oct(rights(box.pins)[0])
@@ -79,6 +91,28 @@ def an_upgrade_keeps_or_changes_the_group(group):
         box.load("--max-connections", "4242", *(("--group", str(group)) if group else ()))
         assert_whole(box)
         assert_rights(box, group)
+        assert rights(BPFFS) == ((0o1710 if group else 0o1700), 0, group)
+        box.unload()
+        assert rights(BPFFS) == (0o1700, 0, 0)
+
+
+@case
+def the_last_instance_of_a_group_closes_its_way():
+    words = ("--group", str(GROUP))
+    with Sandbox(load=words, proxy=None) as one, Sandbox(load=words, proxy=None) as two:
+        one.unload()
+        assert rights(BPFFS) == (0o1710, 0, GROUP)
+        assert f"{BPFFS}: group {GROUP} may not search it any more" in two.unload().stderr
+        assert rights(BPFFS) == (0o1700, 0, 0)
+
+
+@case_for({"a load for another group": ("--group", str(GROUP)), "a load for root": ()})
+def a_way_that_an_administrator_opened_outlives(*words):
+    with bpffs_of(0o1710, GROUP + 1), Sandbox(load=None) as box:
+        assert box.load(*words, check=False).returncode == bool(words)
+        box.load("--max-connections", "4242")
+        box.unload()
+        assert rights(BPFFS) == (0o1710, 0, GROUP + 1)
 
 
 @case
@@ -129,17 +163,6 @@ def as_user(*words, check=True):
     return run([*UNPRIVILEGED, *words], check)
 
 
-class open_to_all:
-    """bpffs as it often is: everybody may make directories in it."""
-
-    def __enter__(self):
-        BPFFS.chmod(0o1777)
-
-    def __exit__(self, *_):
-        BPFFS.chmod(0o1700)
-        os.chown(BPFFS, 0, 0)
-
-
 @case_for({"world-writable": (0o777, 0), "group-writable": (0o770, 0), "readable to all": (0o755, 0),
            "sticky and world-writable": (0o1777, 0), "of another user": (0o700, 65534)})
 def a_loose_directory_is_refused(mode, owner):
@@ -159,7 +182,7 @@ def a_loose_directory_is_refused(mode, owner):
 
 @case_for({"the instance's": ("",), "the one it is prepared in": ("~new",)})
 def who_makes_the_directory_first_captures_nothing(suffix):
-    with open_to_all(), Sandbox(load=None) as box:
+    with bpffs_of(0o1777), Sandbox(load=None) as box:
         path = f"{BPFFS}/{box.name}{suffix}"
         as_user("mkdir", path)
         assert_refuses(box.load(check=False), path, "uid 65534", "remove it")
@@ -392,7 +415,7 @@ def without_the_group_it_says_what_to_do():
 
 @case_for({"root's alone": ((),), "of a group": (("--group", str(GROUP)),)})
 def an_ordinary_user_opens_no_pin_and_registers_no_proxy(words):
-    with open_to_all(), Sandbox(load=words, proxy=None) as box:
+    with bpffs_of(0o1777), Sandbox(load=words, proxy=None) as box:
         for pin in ("map_config", "map_listeners", "prog_doorman"):
             done = as_user("bpftool", pin.split("_")[0], "show", "pinned", box.pins / pin, check=False)
             assert done.returncode, done.stdout
