@@ -126,20 +126,65 @@ static bool way_is_open(const struct stat *root, gid_t group)
 	       (root->st_gid == group && root->st_mode & S_IXGRP);
 }
 
-int access_open_way(gid_t group, struct failure *f)
+struct members {
+	const char *but; /* an instance that does not count */
+	gid_t group;
+	bool found;
+};
+
+static int look_for_member(const char *name, void *user)
 {
+	struct members *m = user;
+	char dir[PATH_MAX];
+
+	m->found |= strcmp(name, m->but) && access_holder(instance_dir(name, "", dir)) == m->group;
+	return m->found;
+}
+
+/*
+ * Whether the way is open as access_open_way() makes it of what systemd makes, to the group that
+ * instance `name` has or had, and to no other instance.
+ */
+static bool way_is_its_own(const struct stat *root, const char *name, gid_t group)
+{
+	struct members m = {.but = name, .group = group};
+
+	if (group == ACCESS_ROOT || root->st_uid || root->st_gid != group ||
+	    (root->st_mode & 0777) != 0710)
+		return false;
+	instance_each(look_for_member, &m);
+	return !m.found;
+}
+
+int access_check_way(const char *name, gid_t group, struct failure *f)
+{
+	char dir[PATH_MAX];
 	struct stat st;
 
+	if (group == ACCESS_ROOT)
+		return 0;
+	if (stat(BPFFS_ROOT, &st))
+		return fail(f, -errno, "cannot read %s: %m", BPFFS_ROOT);
+	if (way_is_open(&st, group) || !(st.st_mode & S_IRWXG) || st.st_gid == group ||
+	    way_is_its_own(&st, name, access_holder(instance_dir(name, "", dir))))
+		return 0;
+	return fail(f, -EPERM,
+		    "%s can be searched by group %u only, so group %u cannot get to its pins; use "
+		    "one --group for all instances, or open it to everybody: chmod 0711 %s",
+		    BPFFS_ROOT, st.st_gid, group, BPFFS_ROOT);
+}
+
+int access_open_way(const char *name, gid_t group, struct failure *f)
+{
+	struct stat st;
+	int err = access_check_way(name, group, f); /* again: it may have changed meanwhile */
+
+	if (err)
+		return err;
 	if (stat(BPFFS_ROOT, &st))
 		return fail(f, -errno, "cannot read %s: %m", BPFFS_ROOT);
 	if (way_is_open(&st, group))
 		return 0;
-	if (st.st_mode & S_IRWXG && st.st_gid != group)
-		return fail(f, -EPERM,
-			    "%s can be searched by group %u only, so group %u cannot get to its "
-			    "pins; use one --group for all instances, or open it to everybody: "
-			    "chmod 0711 %s",
-			    BPFFS_ROOT, st.st_gid, group, BPFFS_ROOT);
 	if (make_so(AT_FDCWD, BPFFS_ROOT, (st.st_mode & 07777) | S_IXGRP, group))
 		return fail(f, -errno,
 			    "cannot let group %u search %s: %m; run it as root, with CAP_CHOWN",
@@ -176,32 +221,12 @@ int access_set_pins(const char *dir, gid_t group, struct failure *f)
 	return 0;
 }
 
-struct members {
-	const char *but; /* an instance that does not count */
-	gid_t group;
-	bool found;
-};
-
-static int look_for_member(const char *name, void *user)
-{
-	struct members *m = user;
-	char dir[PATH_MAX];
-
-	m->found |= strcmp(name, m->but) && access_holder(instance_dir(name, "", dir)) == m->group;
-	return m->found;
-}
-
 void access_close_way(const char *name, gid_t group)
 {
-	struct members m = {.but = name, .group = group};
 	struct stat st;
 
-	/* Only what access_open_way() makes of what systemd makes. */
-	if (group == ACCESS_ROOT || stat(BPFFS_ROOT, &st) || st.st_uid || st.st_gid != group ||
-	    (st.st_mode & 0777) != 0710)
-		return;
-	instance_each(look_for_member, &m);
-	if (m.found || make_so(AT_FDCWD, BPFFS_ROOT, st.st_mode & 07700, 0))
+	if (stat(BPFFS_ROOT, &st) || !way_is_its_own(&st, name, group) ||
+	    make_so(AT_FDCWD, BPFFS_ROOT, st.st_mode & 07700, 0))
 		return;
 	log_notice("%s: group %u may not search it any more, it has no pins there", BPFFS_ROOT,
 		   group);
@@ -217,5 +242,5 @@ int access_set(const char *name, gid_t group, struct failure *f)
 	if (before != group)
 		access_close_way(name, before);
 	err = access_set_pins(dir, group, f);
-	return err ?: access_open_way(group, f);
+	return err ?: access_open_way(name, group, f);
 }

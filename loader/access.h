@@ -34,7 +34,11 @@ int access_set(const char *name, gid_t group, struct failure *f);
 
 /* The parts of it: pins and their directory; the way to them. */
 int access_set_pins(const char *dir, gid_t group, struct failure *f);
-int access_open_way(gid_t group, struct failure *f);
+int access_open_way(const char *name, gid_t group, struct failure *f);
+
+/* Fails where the way to instance `name` could not be opened to a group: to be asked before the
+ * first change. */
+int access_check_way(const char *name, gid_t group, struct failure *f);
 
 /*
  * Closes the way of the group that instance `name` has, or had, unless another instance has it too.

@@ -135,7 +135,7 @@ static int load_steps(struct undo *u, const struct object *obj, const struct set
 	if (!err)
 		err = undo_rename(u, side, dir, f);
 	if (!err) /* last, so that no failure has to close it */
-		err = access_open_way(settings->group, f);
+		err = access_open_way(name, settings->group, f);
 	if (!err) {
 		__atomic_store_n(&config->enabled, 1, __ATOMIC_RELEASE);
 		undo_commit(u);

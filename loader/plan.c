@@ -73,8 +73,10 @@ int plan_make(const struct settings *settings, const struct cgroups *cgs, const 
 	      const struct object *obj, struct plan *ret, struct failure *f)
 {
 	struct plan plan = {0};
-	int err;
+	int err = access_check_way(set->name, settings->group, f);
 
+	if (err)
+		return err;
 	if (!set->exists) {
 		plan.fresh = true;
 		plan.attach = cgs->count * PIN_HOOK_COUNT;

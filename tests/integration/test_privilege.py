@@ -15,7 +15,7 @@ import subprocess
 from harness import (ROOT, TPROXYD, UNPRIVILEGED, Failed, Sandbox, Server, banner, bpftool, case, case_for,
                      echo, free_port, line, main, redirected, run, tmpdir, wait_for)
 from harness.load import children, worker
-from harness.pins import BPFFS, assert_nothing, assert_whole, pretend_another_build, rewrite_config
+from harness.pins import BPFFS, assert_nothing, assert_whole, object_ids, pretend_another_build, rewrite_config
 from harness.sandbox import LAUNCHER, Proxy
 
 GROUP = 4711  # nobody's, as a user and as a group
@@ -132,6 +132,8 @@ def a_second_group_is_not_let_in_beside_the_first():
         with Sandbox(load=None) as two:
             assert_refuses(two.load("--group", str(GROUP + 1), check=False), BPFFS, GROUP, "chmod 0711")
             assert sorted(path.name for path in BPFFS.glob("tptest*")) == [one.name]
+            done = two.load("--group", str(GROUP + 1), "--check", check=False)
+            assert done.returncode == 3 and "chmod 0711" in done.stderr, done
             BPFFS.chmod(0o711)
             try:
                 two.load("--group", str(GROUP + 1))
@@ -141,6 +143,23 @@ def a_second_group_is_not_let_in_beside_the_first():
             finally:
                 BPFFS.chmod(0o1710)
         assert_rights(one, GROUP)
+
+
+@case
+def a_change_to_a_group_that_cannot_be_let_in_changes_nothing():
+    words = ("--group", str(GROUP))
+    with Sandbox(load=words, proxy=None) as one, Sandbox(load=words, proxy=None) as two:
+        before = object_ids(two), two.config()
+        for more in (("--check",), ("--port", "18001"), ("--max-connections", "4242")):
+            done = two.load("--group", str(GROUP + 1), *more, check=False)
+            assert done.returncode == (3 if "--check" in more else 1), done
+            assert f"so group {GROUP + 1} cannot" in done.stderr, done
+            assert (object_ids(two), two.config()) == before
+            assert_rights(two, GROUP)
+        one.unload()
+        two.load("--group", str(GROUP + 1))
+        assert_rights(two, GROUP + 1)
+        two.unload()
 
 
 @case
