@@ -58,6 +58,13 @@ bool access_is_tight(uid_t owner, mode_t mode)
 	return !owner && !(mode & (S_IWGRP | S_IRWXO));
 }
 
+bool access_is_strangers(const char *path)
+{
+	struct stat st;
+
+	return !lstat(path, &st) && st.st_uid;
+}
+
 gid_t access_holder(const char *dir)
 {
 	struct stat st;

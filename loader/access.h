@@ -20,6 +20,9 @@ int access_group(const char *name, gid_t *ret_group, struct failure *f);
  * it. */
 bool access_is_tight(uid_t owner, mode_t mode);
 
+/* Whether somebody else than root has made what is there, as often everybody may (mode 1777). */
+bool access_is_strangers(const char *path);
+
 /* 1 where a pin, the directory or the way to it is not as it should be, 0, or -errno. */
 int access_differs(const char *dir, gid_t group, struct failure *f);
 

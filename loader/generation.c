@@ -482,6 +482,11 @@ int generation_rename_back(const char *name, struct failure *f)
 	const char *to;
 
 	dir_names(name, dir, new, old);
+	if (access_is_strangers(old)) {
+		log_warning("left alone: %s does not belong to root, so it is not ours; remove it",
+			    old);
+		return 0;
+	}
 	to = access(dir, F_OK) ? dir : new;
 	if (!renameat2(AT_FDCWD, old, AT_FDCWD, to, RENAME_NOREPLACE) || errno == ENOENT)
 		return 0;

@@ -126,6 +126,18 @@ static size_t links_count(const struct set *set)
 	return count;
 }
 
+/* A stranger's has no hooks of ours in it, and is not to keep those of the instance in force. */
+static int side_read(const char *name, struct set *ret, struct failure *f)
+{
+	char dir[PATH_MAX];
+	int err = set_read(name, PIN_NEW_SUFFIX, ret, f);
+
+	if (!err || !access_is_strangers(instance_dir(name, PIN_NEW_SUFFIX, dir)))
+		return err;
+	log_warning("left alone: %s", f->text);
+	return 0;
+}
+
 int unload_run(const char *name, struct failure *f)
 {
 	struct set set _cleanup_set_ = {0}, side _cleanup_set_ = {0};
@@ -136,7 +148,7 @@ int unload_run(const char *name, struct failure *f)
 
 	err = set_read(name, "", &set, f);
 	if (!err)
-		err = set_read(name, PIN_NEW_SUFFIX, &side, f);
+		err = side_read(name, &side, f);
 	if (err)
 		return err;
 	group = access_holder(set.dir);

@@ -15,7 +15,7 @@ import subprocess
 from harness import (ROOT, TPROXYD, UNPRIVILEGED, Failed, Sandbox, Server, banner, bpftool, case, case_for,
                      echo, free_port, line, main, redirected, run, tmpdir, wait_for)
 from harness.load import children, worker
-from harness.pins import BPFFS, assert_nothing, assert_whole, object_ids, pretend_another_build, rewrite_config
+from harness.pins import BPFFS, assert_nothing, assert_whole, object_ids, pretend_another_build, remove, rewrite_config
 from harness.sandbox import LAUNCHER, Proxy
 
 GROUP = 4711  # nobody's, as a user and as a group
@@ -213,6 +213,22 @@ def who_makes_the_directory_first_captures_nothing(suffix):
         box.load()
         assert_whole(box)
 
+
+@case_for({"a directory": ("mkdir",), "a symbolic link": ("ln", "-s", "/tmp")})
+def what_a_stranger_makes_keeps_no_hooks_in_force(*command):
+    with bpffs_of(0o1777), Sandbox(proxy=None) as box:
+        old, new = (BPFFS / f"{box.name}{suffix}" for suffix in ("~old", "~new"))
+        as_user(*command, old)
+        for done in (box.load(), box.unload(), box.load()):
+            assert f"left alone: {old}" in done.stderr, done
+        as_user(*command, new)
+        assert_refuses(box.load(check=False), new, "remove it")
+        done = box.unload()
+        assert f"left alone: {old}" in done.stderr and f"left alone: {new}" in done.stderr, done
+        assert rights(old)[1] == rights(new)[1] == 65534
+        remove(old)
+        remove(new)
+        assert_nothing(box)
 
 
 # --- tproxyd without root -------------------------------------------------------------------------
