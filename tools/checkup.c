@@ -2,6 +2,7 @@
 #include "checkup.h"
 
 #include <bpf/bpf.h>
+#include <grp.h>
 #include <inttypes.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -371,6 +372,22 @@ static void put_cgroups(FILE *out, const json_t *in, const char **ret_unknown)
 	}
 }
 
+/* Without --group the pins would be root's alone, and closed to a tproxyd that is not. */
+static void put_group(FILE *out, const json_t *in)
+{
+	struct group *group;
+	struct stat st;
+
+	if (stat(tree_text(in, "directory"), &st) || !st.st_gid)
+		return;
+	fputs(" --group ", out);
+	group = getgrgid(st.st_gid);
+	if (group)
+		put_quoted(out, group->gr_name);
+	else
+		fprintf(out, "%u", st.st_gid);
+}
+
 char *checkup_load_command(const json_t *in, uint64_t max)
 {
 	const char *name = tree_text(in, "name"), *unknown;
@@ -382,6 +399,7 @@ char *checkup_load_command(const json_t *in, uint64_t max)
 		return NULL;
 	fprintf(out, "tproxy-load --name %s", name);
 	put_cgroups(out, in, &unknown);
+	put_group(out, in);
 	if (json_object_get(in, "abi"))
 		fprintf(out, " --port %" PRIu64 " --ports %" PRIu64 " --on-proxy-down %s",
 			tree_value(in, "port"), tree_value(in, "ports"), tree_text(in, "policy"));

@@ -243,9 +243,9 @@ def follow(fix):
     run(["bash", "-c", f"PATH={os.path.dirname(LOAD)}:$PATH; {fix}"])
 
 
-@case
-def the_fix_of_doctor_keeps_every_setting():
-    words = ("--port", "18002", "--on-proxy-down", "refuse", "--max-connections", "5000")
+@case_for({"a group by name": ("daemon",), "by number": ("4711",)})
+def the_fix_of_doctor_keeps_every_setting(group):
+    words = ("--port", "18002", "--on-proxy-down", "refuse", "--max-connections", "5000", "--group", group)
     with Sandbox(load=None) as box:
         odd = box.cgroup / "b\\x2dc d"
         odd.mkdir()
@@ -262,6 +262,7 @@ def the_fix_of_doctor_keeps_every_setting():
             pin.unlink()
         found = fixes(box)
         assert found and all("each --cgroup as it was loaded" in one for one in found), found
+        box.unload()
 
 
 @case

@@ -171,8 +171,9 @@ int instance_open_doorman(const char *name, struct failure *f)
 
 	if (fd < 0)
 		return fail(f, -errno,
-			    "cannot open %s: %m; load the hooks with: tproxy-load --name %s", path,
-			    name);
+			    "cannot open %s: %m; see how to load it again with: tproxy doctor "
+			    "--name %s",
+			    path, name);
 	return fd;
 }
 
