@@ -243,7 +243,7 @@ def follow(fix):
     run(["bash", "-c", f"PATH={os.path.dirname(LOAD)}:$PATH; {fix}"])
 
 
-@case_for({"a group by name": ("daemon",), "by number": ("4711",)})
+@case_for({"a group by name": ("www-data",), "by number": ("4711",)})
 def the_fix_of_doctor_keeps_every_setting(group):
     words = ("--port", "18002", "--on-proxy-down", "refuse", "--max-connections", "5000", "--group", group)
     with Sandbox(load=None) as box:
