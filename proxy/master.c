@@ -63,6 +63,7 @@ struct master {
 	int left;	    /* all was handed over: nothing is ours */
 	int claimed;	    /* what was another's offer is ours */
 	int distrusted;	    /* we took the marks off the listeners */
+	int inherited;	    /* a master that has died may have */
 	int status;	    /* to exit with; -1: not yet */
 };
 
@@ -274,12 +275,12 @@ static void serving(struct master *m)
 	m->idle_ms = 0;
 	m->p->offer = 0;
 	/* A predecessor may have taken the marks off, or marked them in maps that have gone. */
-	if ((m->distrusted || m->p->fresh) && !m->p->shared->stops) {
+	if ((m->distrusted || m->inherited || m->p->fresh) && !m->p->shared->stops) {
 		if (listener_trust(m->p, &f))
 			log_error("%s", f.text);
 		else if (m->distrusted)
 			log_notice("a worker serves again: new connections are taken");
-		m->distrusted = 0;
+		m->distrusted = m->inherited = 0;
 	}
 	/* Who dies with his own parent is not worth being taken over. */
 	if (m->p->fresh && !m->p->no_heir && !m->p->shared->stops && handover_listen(m->p, &f))
@@ -557,9 +558,8 @@ static int replace_master(struct master *m)
 	}
 	if (m->handover.state != HANDOVER_IDLE)
 		handover_forget(p, &m->handover);
-	/* The one before may have taken the marks off. */
 	*m = (struct master){
-		.p = p, .argv = m->argv, .status = -1, .idle_ms = monotonic_ms(), .distrusted = 1};
+		.p = p, .argv = m->argv, .status = -1, .idle_ms = monotonic_ms(), .inherited = 1};
 	start_worker(m);
 	return guard(m);
 }

@@ -485,7 +485,7 @@ void session_recover(struct proxy *p, struct session *s, const uint32_t ready[2]
 		/* Hold is off now: its client's next SYN gets in, and whether it gave up is not
 		 * told any more. */
 		if (!p->settings.hold) {
-			session_finish(p, s, END_CLIENT_GAVE_UP, 1);
+			session_finish(p, s, END_NOT_HELD, 1);
 			break;
 		}
 		/* fall through */

@@ -23,6 +23,7 @@ static const char *const end_names[] = {
 	[END_NO_RESOURCES] = "no-resources",
 	[END_IDLE] = "idle-timeout",
 	[END_HALF_CLOSED] = "half-closed-timeout",
+	[END_NOT_HELD] = "hold-off",
 };
 
 size_t sessionlog_format(const struct session *s, uint64_t now_ms, char *buf, size_t size)

@@ -82,6 +82,7 @@ enum session_end {
 	END_NO_RESOURCES,   /* no descriptor for the upstream */
 	END_IDLE,	    /* no bytes for idle-timeout */
 	END_HALF_CLOSED,    /* none the other way for half-closed-timeout after a FIN */
+	END_NOT_HELD,	    /* held when hold was switched off */
 };
 
 struct session {

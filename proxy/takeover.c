@@ -276,7 +276,8 @@ int takeover_claim(struct proxy *p, struct failure *f)
 
 int takeover_abandon(struct proxy *p, const char *why)
 {
-	if (!shared_withdraw(p->shared, p->offer))
+	/* Where another offer has been made since, this one was withdrawn. */
+	if (!shared_withdraw(p->shared, p->offer) && shared_offers(p->shared) == p->offer)
 		return 0;
 	refuse(p->conn, why); /* what the memory has is of the other one's next conversation */
 	return 1;

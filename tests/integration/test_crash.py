@@ -218,6 +218,23 @@ def a_worker_takes_the_place_of_its_master():
 
 
 @case
+def one_that_cannot_start_another_leaves_it_to_the_policy():
+    with Sandbox(load=("--on-proxy-down", "refuse"), proxy=("--grace", "500ms")) as box:
+        with Server(HERE, echo) as server, Traced(worker(box), "-o", "/dev/null", "-e", "trace=clone",
+                                                  "-e", "inject=clone:error=EAGAIN"):
+            os.kill(box.proxy.pid, signal.SIGKILL)
+            box.proxy.wait_exit()
+            box.proxy.wait_log("the failure policy decides")
+            wait_for(lambda: is_refused(box, server.address), "a refusal by the policy")
+        box.proxy.wait_log("a worker serves again")
+        heir = int(box.proxy.notified().rpartition("MAINPID=")[2].split()[0])
+        os.kill(heir, signal.SIGTERM)
+        os.kill(heir, signal.SIGINT)
+        wait_for(lambda: has_ended(heir), "its end")
+        box._proxies.remove(box.proxy)  # its exit code is that of SIGKILL
+
+
+@case
 def a_master_that_dies_with_its_parent_leaves_no_worker():
     with Sandbox(proxy=None) as box:
         box.proxy = box.start_proxy(prefix=["setpriv", "--pdeathsig", "KILL"])
