@@ -232,8 +232,9 @@ void access_close_way(const char *name, gid_t group)
 {
 	struct stat st;
 
+	/* The mode first: one that root's own group can search is not taken for closed. */
 	if (stat(BPFFS_ROOT, &st) || !way_is_its_own(&st, name, group) ||
-	    make_so(AT_FDCWD, BPFFS_ROOT, st.st_mode & 07700, 0))
+	    chmod(BPFFS_ROOT, st.st_mode & 07700) || chown(BPFFS_ROOT, 0, 0))
 		return;
 	log_notice("%s: group %u may not search it any more, it has no pins there", BPFFS_ROOT,
 		   group);

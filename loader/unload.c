@@ -142,7 +142,6 @@ int unload_run(const char *name, struct failure *f)
 {
 	struct set set _cleanup_set_ = {0}, side _cleanup_set_ = {0};
 	struct failure foreign;
-	gid_t group;
 	size_t links;
 	int err;
 
@@ -151,13 +150,13 @@ int unload_run(const char *name, struct failure *f)
 		err = side_read(name, &side, f);
 	if (err)
 		return err;
-	group = access_holder(set.dir);
+	/* First: once the directory has gone nothing tells whose the way is. */
+	access_close_way(name, access_holder(set.dir));
 	err = unload_set(&set, f);
 	if (!err)
 		err = unload_set(&side, f);
 	if (err)
 		return err;
-	access_close_way(name, group);
 	links = links_count(&set) + links_count(&side);
 	if (set_refuse_foreign(&set, &foreign))
 		log_warning("left alone: %s", foreign.text);

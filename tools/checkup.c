@@ -378,7 +378,8 @@ static void put_group(FILE *out, const json_t *in)
 	struct group *group;
 	struct stat st;
 
-	if (stat(tree_text(in, "directory"), &st) || !st.st_gid)
+	/* A stranger's would be let in by it. */
+	if (lstat(tree_text(in, "directory"), &st) || st.st_uid || !st.st_gid)
 		return;
 	fputs(" --group ", out);
 	group = getgrgid(st.st_gid);

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: BSD-2-Clause
 /* tproxy doctor: the system, then each instance, then what nobody owns any more. */
+#include <fcntl.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "checkup.h"
 #include "command.h"
@@ -175,12 +177,19 @@ static void check_staging(json_t *findings, const json_t *all)
 
 	while (dir && (e = readdir(dir))) {
 		char *fix _cleanup_free_ = NULL, name[NAME_MAX + 1];
+		struct stat st;
 
 		if (!is_staging(e->d_name))
 			continue;
 		snprintf(name, sizeof(name), "%.*s", (int)(strlen(e->d_name) - suffix), e->d_name);
 		if (instance_name_check(name, &ignored))
 			continue;
+		if (!fstatat(dirfd(dir), e->d_name, &st, AT_SYMLINK_NOFOLLOW) && st.st_uid) {
+			finding(findings, PROBE_WARN, name, "remove it",
+				"%s/%s is of user %u and not of any load", BPFFS_ROOT, e->d_name,
+				st.st_uid);
+			continue;
+		}
 		fix = staging_fix(all, name);
 		finding(findings, PROBE_WARN, name, fix,
 			"%s/%s is left from a load that was interrupted (or one that runs now)",

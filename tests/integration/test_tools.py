@@ -312,6 +312,18 @@ def doctor_finds_an_interrupted_load():
         assert [one for one in done["findings"] if "~new" in one["found"] and one["fix"]], done
 
 
+@case_for({"before a load": ("~new",), "in the place of an old one": ("~old",)})
+def doctor_does_not_believe_a_stranger(suffix):
+    with Sandbox(load=None) as box:
+        left = box.pins.parent / f"{box.name}{suffix}"
+        left.mkdir(mode=0o700)
+        os.chown(left, 65534, 65534)
+        done = json.loads(box.tool("doctor", "--json", check=False).stdout)
+        found, = (one for one in done["findings"] if suffix in one["found"])
+        assert found["fix"] == "remove it" and "user 65534" in found["found"], found
+        left.rmdir()
+
+
 @case
 def an_ordinary_user_is_told_what_he_cannot_see():
     with Sandbox():

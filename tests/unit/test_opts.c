@@ -344,17 +344,17 @@ static void test_long_lines(void **state)
 	char text[512];
 
 	(void)state;
-	snprintf(text, sizeof(text), "[loader]\nhost = %0192d\nport = 9", 1); /* 199 bytes */
+	snprintf(text, sizeof(text), "[loader]\nhost = %0191d\nport = 9", 1); /* 198 bytes */
 	assert_parses(&s, text, NULL);
-	assert_int_equal(strlen(s.host), 192);
+	assert_int_equal(strlen(s.host), 191);
 	assert_int_equal(s.port, 9);
 	opts_free(&prog, &s);
-	snprintf(text, sizeof(text), "[loader]\nhost = %0192d\nport = many\n", 1);
+	snprintf(text, sizeof(text), "[loader]\nhost = %0191d\nport = many\n", 1);
 	assert_refuses(text, NULL, "line 3|many");
-	snprintf(text, sizeof(text), "[loader]\nhost = %0193d\n", 1);
-	assert_refuses(text, NULL, "line 2: longer than 199 bytes|command line");
-	snprintf(text, sizeof(text), "[loader]\n;%0198dport = 9\n", 1);
-	assert_refuses(text, NULL, "line 2: longer than 199 bytes");
+	snprintf(text, sizeof(text), "[loader]\nhost = %0192d\n", 1);
+	assert_refuses(text, NULL, "line 2: longer than 198 bytes|command line");
+	snprintf(text, sizeof(text), "[loader]\n;%0197dport = 9\n", 1);
+	assert_refuses(text, NULL, "line 2: longer than 198 bytes");
 }
 
 static void test_unreadable_files(void **state)

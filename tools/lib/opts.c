@@ -222,14 +222,12 @@ static char *read_line(char *buf, int size, void *user)
 			st->err = fail(st->f, -errno, "cannot be read: %m");
 		return NULL;
 	}
-	if (text[len - 1] == '\n')
-		text[--len] = 0;
 	if (strlen(text) < (size_t)len)
 		st->err = fail(st->f, -EINVAL, "no text, it has a NUL byte; write it anew");
-	else if (len >= size)
+	else if (len - (text[len - 1] == '\n') > size - 2) /* its end has to fit in, too */
 		st->err = fail(st->f, -EINVAL,
 			       "longer than %d bytes; shorten it, or say it on the command line",
-			       size - 1);
+			       size - 2);
 	return st->err ? NULL : memcpy(buf, text, len + 1);
 }
 
