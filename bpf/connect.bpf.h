@@ -69,9 +69,9 @@ static __always_inline struct bpf_sock *listener_lookup(struct bpf_sock_addr *ct
 
 /*
  * A proxy that was killed stays registered, and its pid may be anybody's by now. Where its listener
- * has gone too, that must spare him neither the refusal nor another proxy that has a part of the
- * ports; otherwise it makes no difference, and the question is not asked. One that is leaving still
- * connects for those it let in.
+ * has gone too, that must not spare him the refusal; under the other policy the question is not
+ * asked: there it makes a difference only until the next tproxyd registers, and only where others
+ * serve the other parts. One that is leaving still connects for those it let in.
  */
 static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const struct tp_config *cfg)
 {
@@ -82,7 +82,7 @@ static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const st
 
 	if (!proxy)
 		return 0;
-	if (!cfg->port || (cfg->policy != TP_POLICY_REFUSE && !proxy->port))
+	if (cfg->policy != TP_POLICY_REFUSE || !cfg->port)
 		return 1;
 	sk = listener_lookup(ctx, proxy->port ?: cfg->port, 1); /* it always listens on IPv4 */
 	if (!sk)

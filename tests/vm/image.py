@@ -4,6 +4,7 @@ The guest's file system: an uncompressed initramfs of the host's own tools with 
 need, our programs and tests at the paths they have here, and the modules of one kernel.
 """
 
+import glob
 import os
 import pathlib
 import re
@@ -150,6 +151,7 @@ def write_userland(out, root, output):
     tools = [path for path in map(_tool, TOOLS) if path]
     trees = [path for tree in TREES for path in _files(tree, NOT_SOURCE)]
     trees += _files(PYTHON, PYTHON_WITHOUT)
+    trees += glob.glob("/lib/*/libgcc_s.so.1")  # glibc opens it when a thread is made to end
     ours = [output / name for name in PROGRAMS]
     ours += filter(_is_program, sorted((output / "tests").glob("*")))
     ours += [path for name in PROGRAMS for path in (output / "tests/variants").glob(f"*/{name}")]
