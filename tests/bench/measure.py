@@ -188,7 +188,7 @@ def _window(world, size):
 
 def _past_connections(all_worlds, size):
     """Of each path the rates of all windows, or the last problem. The paths in turn, as above."""
-    chosen = [world for world in all_worlds if world.name in ("direct", *worlds.ALONE)]
+    chosen = [world for world in all_worlds if world.name in ("direct", "floor", *worlds.ALONE)]
     windows = [{world.name: _window(world, size) for world in chosen} for _ in range(WINDOWS)]
     found = {}
     for world in chosen:
