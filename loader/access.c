@@ -163,33 +163,36 @@ static bool way_is_its_own(const struct stat *root, const char *name, gid_t grou
 	return !m.found;
 }
 
-int access_check_way(const char *name, gid_t group, struct failure *f)
+/* Reads how the way is; fails where it could not be opened. */
+static int way_read(struct stat *ret, const char *name, gid_t group, struct failure *f)
 {
 	char dir[PATH_MAX];
-	struct stat st;
 
-	if (group == ACCESS_ROOT)
-		return 0;
-	if (stat(BPFFS_ROOT, &st))
+	if (stat(BPFFS_ROOT, ret))
 		return fail(f, -errno, "cannot read %s: %m", BPFFS_ROOT);
-	if (way_is_open(&st, group) || !(st.st_mode & S_IRWXG) || st.st_gid == group ||
-	    way_is_its_own(&st, name, access_holder(instance_dir(name, "", dir))))
+	if (way_is_open(ret, group) || !(ret->st_mode & S_IRWXG) || ret->st_gid == group ||
+	    way_is_its_own(ret, name, access_holder(instance_dir(name, "", dir))))
 		return 0;
 	return fail(f, -EPERM,
 		    "%s can be searched by group %u only, so group %u cannot get to its pins; use "
 		    "one --group for all instances, or open it to everybody: chmod 0711 %s",
-		    BPFFS_ROOT, st.st_gid, group, BPFFS_ROOT);
+		    BPFFS_ROOT, ret->st_gid, group, BPFFS_ROOT);
+}
+
+int access_check_way(const char *name, gid_t group, struct failure *f)
+{
+	struct stat st;
+
+	return group == ACCESS_ROOT ? 0 : way_read(&st, name, group, f);
 }
 
 int access_open_way(const char *name, gid_t group, struct failure *f)
 {
 	struct stat st;
-	int err = access_check_way(name, group, f); /* again: it may have changed meanwhile */
+	int err = way_read(&st, name, group, f);
 
 	if (err)
 		return err;
-	if (stat(BPFFS_ROOT, &st))
-		return fail(f, -errno, "cannot read %s: %m", BPFFS_ROOT);
 	if (way_is_open(&st, group))
 		return 0;
 	if (make_so(AT_FDCWD, BPFFS_ROOT, (st.st_mode & 07777) | S_IXGRP, group))
