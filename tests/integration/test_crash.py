@@ -197,6 +197,13 @@ def a_crash_loop_ends_in_the_policy_though_memory_is_short_for_a_while():
             wait_for(lambda: is_refused(box, server.address), "a refusal by the policy")
 
 
+def end_heir(box, heir):
+    os.kill(heir, signal.SIGTERM)
+    os.kill(heir, signal.SIGINT)
+    wait_for(lambda: has_ended(heir), "its end")
+    box._proxies.remove(box.proxy)  # its exit code is that of SIGKILL
+
+
 @case
 def a_worker_takes_the_place_of_its_master():
     with Sandbox() as box, Server(HERE, echo) as server, box.connect(server.address) as client:
@@ -210,11 +217,8 @@ def a_worker_takes_the_place_of_its_master():
         assert client.recv(5, socket.MSG_WAITALL) == b"still"
         with box.connect(server.address) as another:
             assert redirected(another)
-        os.kill(heir, signal.SIGTERM)
-        os.kill(heir, signal.SIGINT)
-        wait_for(lambda: has_ended(heir), "its end")
+        end_heir(box, heir)
         assert registered(box) == []
-        box._proxies.remove(box.proxy)  # its exit code is that of SIGKILL
 
 
 @case
@@ -227,11 +231,7 @@ def one_that_cannot_start_another_leaves_it_to_the_policy():
             box.proxy.wait_log("the failure policy decides")
             wait_for(lambda: is_refused(box, server.address), "a refusal by the policy")
         box.proxy.wait_log("a worker serves again")
-        heir = int(box.proxy.notified().rpartition("MAINPID=")[2].split()[0])
-        os.kill(heir, signal.SIGTERM)
-        os.kill(heir, signal.SIGINT)
-        wait_for(lambda: has_ended(heir), "its end")
-        box._proxies.remove(box.proxy)  # its exit code is that of SIGKILL
+        end_heir(box, int(box.proxy.notified().rpartition("MAINPID=")[2].split()[0]))
 
 
 @case
