@@ -148,9 +148,7 @@ ONCE_ROWS = [
         "and the clients, and eight tproxyds, each with its part of the ports",
         ratio=False, goal=("at most", 1.2)),
     Row("past-growth", "connections/s at the end of the long run / at its start", "x",
-        lambda once, path: _past_growth(_dig(once, ("past-connections", path, "rates")),
-                                        _dig(once, ("past-connections", "direct", "rates")),
-                                        path == "direct"),
+        lambda once, path: _past_growth(once, path),
         "8 at a time, the paths in turn; the second half of the run over the first. Of the direct "
         "path how the machine itself changed, of the others in relation to that",
         higher_is_better=True, ratio=False, goal=("at least", 0.95)),
@@ -165,12 +163,15 @@ def _live_growth(passes):
                              for points in passes)
 
 
-def _past_growth(rates, direct, itself):
-    if not rates or not direct:
-        return None
-
-    def growth(of):
+def _past_growth(once, path):
+    def growth(name):
         """By what all connections of a half took: windows of one path differ by half."""
-        half = len(of) // 2
-        return statistics.harmonic_mean(of[half:]) / statistics.harmonic_mean(of[:half])
-    return growth(rates) / (1 if itself else growth(direct))
+        rates = _dig(once, ("past-connections", name, "rates"))
+        if not rates:
+            return None
+        half = len(rates) // 2
+        return statistics.harmonic_mean(rates[half:]) / statistics.harmonic_mean(rates[:half])
+    own, machine = growth(path), growth("direct")
+    if not own or not machine:
+        return None
+    return own if path == "direct" else own / machine
