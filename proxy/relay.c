@@ -24,6 +24,8 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include "upstream.h"
+
 #define CHUNK	   (1U << 20) /* asked for in one splice; what a pipe holds bounds what comes */
 #define PUMP_STEPS 16	      /* splices into the pipe before others get a turn */
 #define SMALL	   (1U << 14) /* more than that is part of a stream, and more is on its way */
@@ -51,8 +53,12 @@ static int drain(struct session *s, enum side from, struct pipes *pipes)
 	struct direction *d = &s->dir[from];
 
 	while (direction_queued(d)) {
-		ssize_t n = splice(pipes->all[d->pipe].fd[0], NULL, s->fd[!from], NULL,
-				   direction_queued(d), SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+		ssize_t n;
+
+		if (s->untuned && from == CLIENT && d->bytes)
+			upstream_tune(s);
+		n = splice(pipes->all[d->pipe].fd[0], NULL, s->fd[!from], NULL, direction_queued(d),
+			   SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
 
 		if (n <= 0)
 			return n ? -errno : -EPIPE;

@@ -240,12 +240,10 @@ static void begin_and_watch(struct proxy *p, struct session *s)
 
 	if (r < 0)
 		return;
-	if (r == 1 && s->list == LIST_HELD) { /* the client waits: everything else comes after */
+	if (r == 1 && s->list == LIST_HELD) {
 		hold_grant(p, s);
-		upstream_tune(p, s);
 		return;
 	}
-	upstream_tune(p, s);
 	/* Armed after connect(): the first events then tell all that has happened so far. */
 	if (s->fd[CLIENT] >= 0)
 		err = watch(p, s, CLIENT);

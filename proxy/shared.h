@@ -20,7 +20,7 @@
 #include "pipes.h"
 #include "table.h"
 
-#define SHARED_LAYOUT 3 /* to be raised with any change to what is in the memory */
+#define SHARED_LAYOUT 4 /* to be raised with any change to what is in the memory */
 
 enum { LISTENER_V4, LISTENER_V6, FAMILY_COUNT };
 #define LISTENER_COUNT (TP_MAX_PORTS * FAMILY_COUNT)

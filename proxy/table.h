@@ -103,6 +103,8 @@ struct session {
 	uint8_t unsure : 2;   /* bit 1 << side: that side may have sent more than was taken */
 	uint8_t put_off : 1;  /* the end of the upstream's handshake was, and it has not spoken yet
 			       */
+	uint8_t untuned : 1;  /* the upstream has not got yet what only a stream needs */
+	uint8_t paced : 1;    /* and its congestion control is one that slows a loopback down */
 	int32_t fd[2];	      /* by enum side; -1 where there is none */
 	int32_t error;	      /* errno of a failed connect */
 	uint32_t hash_next;   /* those that were held are found by their client's cookie */

@@ -113,9 +113,11 @@ static void keep_alive(const struct proxy *p, int fd)
 
 int upstream_connect(const struct proxy *p, struct session *s)
 {
+	const char *theirs = s->client.congestion, *usual = p->shared->congestion;
 	struct sockaddr_storage addr;
-	int err, fd, one = 1;
+	int own_choice = *theirs && strncmp(theirs, usual, TP_CC_LEN);
 	socklen_t len;
+	int err, fd;
 
 	err = endpoint_to_sockaddr(&s->client.dst, &addr, &len);
 	if (err)
@@ -124,9 +126,11 @@ int upstream_connect(const struct proxy *p, struct session *s)
 	if (fd < 0)
 		return -errno;
 	s->fd[UPSTREAM] = fd;
-	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	s->untuned = 1;
 	session_close_resets(fd, 1);
 	keep_alive(p, fd);
+	if (own_choice)
+		congestion_set(fd, theirs);
 	/* Without it the connection might take another way than the client's. */
 	if (s->client.mark &&
 	    setsockopt(fd, SOL_SOCKET, SO_MARK, &s->client.mark, sizeof(s->client.mark)))
@@ -140,17 +144,18 @@ int upstream_connect(const struct proxy *p, struct session *s)
 	if (err && err != EINPROGRESS)
 		return -err;
 	upstream_learn_source(s);
+	s->paced = !own_choice && congestion_paces(usual) && is_local(&s->client);
 	/* A handshake with this host is over by now, though the call returned before it was: asking
 	 * saves a turn of the event loop, which is most of what it takes. */
 	return err && is_local(&s->client) ? upstream_result(s) : !err;
 }
 
-void upstream_tune(const struct proxy *p, const struct session *s)
+void upstream_tune(struct session *s)
 {
-	const char *theirs = s->client.congestion, *usual = p->shared->congestion;
+	int one = 1;
 
-	if (*theirs && strncmp(theirs, usual, TP_CC_LEN))
-		congestion_set(s->fd[UPSTREAM], theirs);
-	else if (congestion_paces(usual) && is_local(&s->client))
+	setsockopt(s->fd[UPSTREAM], IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+	if (s->paced)
 		congestion_set(s->fd[UPSTREAM], TP_CC_LOCAL);
+	s->untuned = 0;
 }

@@ -11,8 +11,12 @@
  */
 int upstream_connect(const struct proxy *p, struct session *s);
 
-/* What the connection does not need before it is there: its congestion control. */
-void upstream_tune(const struct proxy *p, const struct session *s);
+/*
+ * What a client's first message does not need and the next ones do: TCP_NODELAY, and on this host
+ * another congestion control. To replace that is the dearest call of a session, and many sessions
+ * are one request and one response.
+ */
+void upstream_tune(struct session *s);
 
 /* Notes the source that the server sees; for a successor, that may find a connection without. */
 void upstream_learn_source(struct session *s);

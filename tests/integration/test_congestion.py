@@ -52,9 +52,14 @@ def leg(local="", remote=""):
     return found.pop()
 
 
-@case_for({"a client that leaves it at the default": (None, "reno", "reno"),
-           "a client that chose another": ("cubic", "cubic", "cubic")})
-def on_this_host(choice, client_leg, upstream_leg):
+def exchange(client):
+    client.sendall(b"ping")
+    assert client.recv(4) == b"ping"
+
+
+@case_for({"a client that leaves it at the default": (None, "reno", DEFAULT, "reno"),
+           "a client that chose another": ("cubic", "cubic", "cubic", "cubic")})
+def on_this_host(choice, client_leg, upstream_at_first, upstream_leg):
     with paced(), Sandbox() as box, Server("10.77.0.2", echo) as server, box.socket() as client:
         if choice:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, choice.encode())
@@ -62,9 +67,10 @@ def on_this_host(choice, client_leg, upstream_leg):
         assert before == (choice or DEFAULT)
         client.connect(server.address)
         assert chosen(client) == before
-        client.sendall(b"ping")
-        assert client.recv(4) == b"ping"
+        exchange(client)
         wait_for(lambda: server.peers, "the server's side")
+        assert leg(remote=f"10.77.0.2:{server.port}") == upstream_at_first
+        exchange(client)
         assert leg("127.0.0.1:", "127.0.0.1:18") == client_leg
         assert leg("127.0.0.1:18") == "reno"
         assert leg(remote=f"10.77.0.2:{server.port}") == upstream_leg
@@ -86,8 +92,8 @@ def a_leg_that_leaves_the_host_is_left_to_it():
             run(["ip", "link", "set", "tp1", "up"])
             server = Server("10.77.9.2", echo)
         with server, Sandbox() as box, box.connect(server.address) as client:
-            client.sendall(b"ping")
-            assert client.recv(4) == b"ping"
+            exchange(client)
+            exchange(client)
             assert leg(remote=f"10.77.9.2:{server.port}") == DEFAULT
             assert leg("127.0.0.1:", "127.0.0.1:18") == "reno"
 
