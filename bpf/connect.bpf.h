@@ -382,11 +382,10 @@ static __always_inline int special_socket(struct bpf_sock_addr *ctx, struct bpf_
 
 static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 						   const struct tp_config *cfg,
-						   const struct tp_endpoint *dst, __u64 cookie,
-						   __u16 *ret_port)
+						   const struct tp_endpoint *dst, __u16 *ret_port)
 {
 	int v4 = dst->family == AF_INET, forced;
-	struct tp_record rec = {.cookie = cookie, .dst = *dst};
+	struct tp_record rec = {.dst = *dst};
 	struct bpf_sock *sk = ctx->sk;
 	enum verdict verdict;
 
@@ -424,6 +423,7 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		COUNT(no_listener);
 		return VERDICT_NO_PROXY;
 	}
+	rec.cookie = bpf_get_socket_cookie(ctx);
 	source_read(sk, &rec);
 	if (rec.flags & TP_RECORD_BOUND_ADDR && is_transparent(sk)) {
 		COUNT(transparent);
@@ -459,12 +459,12 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 /* The return value of a connect hook for anything that is not redirected. */
 static __always_inline int connect_not_redirected(struct bpf_sock_addr *ctx,
 						  const struct tp_config *cfg,
-						  const struct tp_endpoint *dst, __u64 cookie,
+						  const struct tp_endpoint *dst,
 						  enum verdict verdict)
 {
 	if (verdict == VERDICT_OWN)
 		return 1;
-	record_drop(ctx, dst, cookie);
+	record_drop(ctx, dst, bpf_get_socket_cookie(ctx));
 	/* The error is ours to return, rather than the connection to let pass: should a route have
 	 * come up this instant, it would pass the proxy by, or have no error any more. */
 	if (verdict == VERDICT_NO_ROUTE && retval_settable()) {

@@ -305,25 +305,35 @@ static __always_inline int stray(struct __sk_buff *skb, const struct tp_endpoint
 static __always_inline int doorman(struct __sk_buff *skb)
 {
 	struct tp_endpoint client = {};
-	__u32 offset;
+	struct bpf_sock *sk = skb->sk;
 	struct tp_config *cfg;
 	struct tcp_head tcp;
+	__u32 offset;
+	__u8 kind;
 
-	if (packet_client(skb, &client, &offset) ||
-	    bpf_skb_load_bytes_relative(skb, offset, &tcp, sizeof(tcp), BPF_HDR_START_NET)) {
-		COUNT(hold_malformed);
-		return PACKET_DROP;
-	}
+	/* A connection has its listener's filter until tproxyd takes it off. */
+	if (sk && sk->state != BPF_TCP_LISTEN)
+		return PACKET_PASS;
 	cfg = config_get();
 	if (!cfg)
 		return PACKET_PASS;
+	if (bpf_skb_load_bytes(skb, 0, &tcp, sizeof(tcp))) {
+		COUNT(hold_malformed);
+		return PACKET_DROP;
+	}
+	kind = tcp.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN);
+	if (kind != TCP_SYN && !(kind & (TCP_RST | TCP_FIN)) &&
+	    skb->len == (tcp.offset >> 4) * 4) /* mostly the end of a handshake */
+		return PACKET_PASS;
+	if (packet_client(skb, &client, &offset)) {
+		COUNT(hold_malformed);
+		return PACKET_DROP;
+	}
 	client.port = bpf_ntohs(tcp.source);
 	if (skb->mark == cfg->grant)
 		return tcp.flags & TCP_SYN ? granted(skb, offset, &tcp, &client) : PACKET_PASS;
-	if ((tcp.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN)
+	if (kind == TCP_SYN)
 		return hold(skb, offset, &tcp, &client);
-	if (!(tcp.flags & (TCP_RST | TCP_FIN)) && skb->len == (tcp.offset >> 4) * 4)
-		return PACKET_PASS;
 	return stray(skb, &client);
 }
 

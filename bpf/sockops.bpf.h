@@ -36,13 +36,28 @@ static __always_inline void record_free(__u64 cookie)
 		COUNT(record_freed);
 }
 
+/* The kernel's own socket, which begins with its sock and its inet_connection_sock; or NULL. */
+static __always_inline const void *full_socket(struct bpf_sock_ops *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	return sk ? bpf_skc_to_tcp_sock(sk) : NULL;
+}
+
 /* TCP_USER_TIMEOUT, in ms; bpf_getsockopt knows it from Linux 6.1 on. */
 static __always_inline __u32 user_timeout(struct bpf_sock_ops *ctx)
 {
-	struct bpf_sock *sk = ctx->sk;
-	const struct inet_connection_sock *full = sk ? (void *)bpf_skc_to_tcp_sock(sk) : NULL;
+	const struct inet_connection_sock *full = full_socket(ctx);
 
 	return full ? full->icsk_user_timeout : 0;
+}
+
+/* Of what is lent for a handshake a socket has nothing, so that its record need not be asked. */
+static __always_inline int is_lent_nothing(struct bpf_sock_ops *ctx)
+{
+	const struct sock *full = full_socket(ctx);
+
+	return full && !BPF_CORE_READ_BITFIELD(full, __sk_common.skc_reuse) && !user_timeout(ctx);
 }
 
 /*
@@ -133,7 +148,7 @@ static __always_inline void client_connected(struct bpf_sock_ops *ctx)
 	__u64 cookie;
 	struct tp_record *rec;
 
-	if (!is_redirected(ctx))
+	if (!is_redirected(ctx) || is_lent_nothing(ctx))
 		return;
 	cookie = bpf_get_socket_cookie(ctx);
 	rec = bpf_map_lookup_elem(&map_socks, &cookie);

@@ -43,7 +43,6 @@ int tp_connect4(struct bpf_sock_addr *ctx)
 {
 	struct tp_endpoint dst = {.family = AF_INET};
 	struct tp_config *cfg = config_get();
-	__u64 cookie = bpf_get_socket_cookie(ctx);
 	enum verdict verdict;
 	__u16 port = 0;
 
@@ -55,9 +54,9 @@ int tp_connect4(struct bpf_sock_addr *ctx)
 	}
 	ip_set_v4(dst.ip, ctx->user_ip4);
 	dst.port = bpf_ntohs(ctx->user_port);
-	verdict = connect_decide(ctx, cfg, &dst, cookie, &port);
+	verdict = connect_decide(ctx, cfg, &dst, &port);
 	if (verdict != VERDICT_REDIRECT)
-		return connect_not_redirected(ctx, cfg, &dst, cookie, verdict);
+		return connect_not_redirected(ctx, cfg, &dst, verdict);
 	ctx->user_ip4 = LOOPBACK_V4;
 	ctx->user_port = bpf_htons(port);
 	return 1;
@@ -68,7 +67,6 @@ int tp_connect6(struct bpf_sock_addr *ctx)
 {
 	struct tp_endpoint dst = {.family = AF_INET6};
 	struct tp_config *cfg = config_get();
-	__u64 cookie = bpf_get_socket_cookie(ctx);
 	enum verdict verdict;
 	__u16 port = 0;
 
@@ -82,9 +80,9 @@ int tp_connect6(struct bpf_sock_addr *ctx)
 	dst.port = bpf_ntohs(ctx->user_port);
 	if (ip_is_v4(dst.ip))
 		dst.family = AF_INET;
-	verdict = connect_decide(ctx, cfg, &dst, cookie, &port);
+	verdict = connect_decide(ctx, cfg, &dst, &port);
 	if (verdict != VERDICT_REDIRECT)
-		return connect_not_redirected(ctx, cfg, &dst, cookie, verdict);
+		return connect_not_redirected(ctx, cfg, &dst, verdict);
 	ctx->user_ip6[0] = 0;
 	ctx->user_ip6[1] = 0;
 	if (dst.family == AF_INET) {
