@@ -133,18 +133,36 @@ enum tp_role {
 
 /*
  * Value of map_listeners (BPF_MAP_TYPE_SK_STORAGE, BPF_F_CLONE). User space writes it, through a
- * descriptor of the socket, with role and, for a listener, slot set. A listener's mark is cloned
- * into each accepted socket, which is how sockops knows the accepted end; there it is completed
- * with the record.
+ * descriptor of the socket, with role and, for a listener, slot and tagged set. A listener's mark
+ * is cloned into each accepted socket, which is how sockops knows the accepted end; there it is
+ * completed with the record.
  */
 struct tp_mark {
 	__u32 role;
-	__u32 tgid;  /* REGISTER: stored by connect() */
-	__u64 netns; /* stored by the connect hooks */
-	__u32 slot;  /* LISTENER: of its tproxyd in tp_config.proxies, or TP_NO_SLOT */
-	__u32 reserved;
+	__u32 tgid;		 /* REGISTER: stored by connect() */
+	__u64 netns;		 /* stored by the connect hooks */
+	__u32 slot;		 /* LISTENER: of its tproxyd in tp_config.proxies, or TP_NO_SLOT */
+	__u32 tagged;		 /* LISTENER: its accept() returns tags */
 	struct tp_record client; /* ACCEPTED */
 };
+
+/*
+ * What accept() on a tagged listener returns for a client's address: enough of the record for a
+ * tproxyd to know whom of those it waits for it has let in. In the lower bits of a multicast
+ * address and in the port; no peer has such an address, so that none can pass for a tag.
+ */
+#define TP_TAG_V4	   0xe0000000 /* 224.0.0.0/4 */
+#define TP_TAG_V6	   0xff000000 /* the first four bytes of ff00::/8 */
+#define TP_TAG_ADDRESS	   0x0fffffff
+#define TP_TAG_COOKIE_BITS 20 /* of those waited for at one time */
+#define TP_TAG_SEQ_BITS	   24
+#define TP_NO_TAG	   UINT64_MAX
+
+static inline __attribute__((always_inline)) __u64 tp_tag(const struct tp_record *record)
+{
+	return (record->cookie & ((1 << TP_TAG_COOKIE_BITS) - 1)) << TP_TAG_SEQ_BITS |
+	       (record->seq & ((1 << TP_TAG_SEQ_BITS) - 1));
+}
 
 /*
  * The doorman, a filter on a listener, holds a client's handshake until its upstream is connected:

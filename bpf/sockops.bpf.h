@@ -52,7 +52,10 @@ static __always_inline __u32 user_timeout(struct bpf_sock_ops *ctx)
 	return full ? full->icsk_user_timeout : 0;
 }
 
-/* Of what is lent for a handshake a socket has nothing, so that its record need not be asked. */
+/*
+ * Of what is lent for a handshake a socket has nothing, so that its record need not be asked. It
+ * may still say so, where the client itself has taken it off meanwhile.
+ */
 static __always_inline int is_lent_nothing(struct bpf_sock_ops *ctx)
 {
 	const struct sock *full = full_socket(ctx);
@@ -134,12 +137,13 @@ static __always_inline int may_have_record(struct bpf_sock *sk)
 	return ip_is_proxy_address(w);
 }
 
-/* What a proxy has accepted has the proxy's address as its peer's, too, and no record. */
-static __always_inline int is_accepted(struct bpf_sock *sk)
+/* What a proxy has accepted has the proxy's address as its peer's, too, and a mark instead of a
+ * record. */
+static __always_inline struct tp_mark *accepted_mark(struct bpf_sock *sk)
 {
 	struct tp_mark *mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
 
-	return mark && mark->role == TP_ROLE_ACCEPTED;
+	return mark && mark->role == TP_ROLE_ACCEPTED ? mark : NULL;
 }
 
 /* Client end: the handshake is over, and what was changed for it is as it was. */
@@ -255,7 +259,7 @@ static __always_inline void client_released(struct bpf_sock *sk)
 	struct tp_record *rec;
 	__u64 cookie;
 
-	if (!may_have_record(sk) || is_accepted(sk))
+	if (!may_have_record(sk) || accepted_mark(sk))
 		return;
 	cookie = bpf_get_socket_cookie(sk);
 	rec = bpf_map_lookup_elem(&map_socks, &cookie);

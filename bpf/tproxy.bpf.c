@@ -10,7 +10,8 @@
  * it lives as long as the socket does.
  * - sock_release, or the CLOSE that comes after it, frees the record.
  * - getsockopt answers SO_ORIGINAL_DST, on the accepted end.
- * - getpeername answers with the original destination, on the client's end.
+ * - getpeername answers with the original destination, on the client's end, and tells tproxyd's
+ *   accept() who came in.
  * - getsockname answers with the address and port the server sees, once tproxyd knows it.
  * - doorman, a filter on tproxyd's listeners, holds handshakes until the upstream is connected.
  *
@@ -142,11 +143,29 @@ static __always_inline struct tp_record *client_record(struct bpf_sock_addr *ctx
 	return bpf_map_lookup_elem(&map_socks, &cookie);
 }
 
+/* accept() asks here for the address that it returns. A client that chose its own has no tag. */
+static __always_inline struct tp_mark *tagged_mark(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct tp_mark *mark = sk && may_have_record(sk) ? accepted_mark(sk) : NULL;
+
+	return mark && mark->tagged ? mark : NULL;
+}
+
 SEC("cgroup/getpeername4")
 int tp_getpeername4(struct bpf_sock_addr *ctx)
 {
-	struct tp_record *rec = client_record(ctx);
+	struct tp_mark *mark = tagged_mark(ctx);
+	struct tp_record *rec;
 
+	if (mark) {
+		__u64 tag = tp_tag(&mark->client);
+
+		ctx->user_ip4 = bpf_htonl(TP_TAG_V4 | tag >> 16);
+		ctx->user_port = bpf_htons(tag);
+		return 1;
+	}
+	rec = client_record(ctx);
 	if (rec && rec->dst.family == AF_INET) {
 		ctx->user_ip4 = ip_v4(rec->dst.ip);
 		ctx->user_port = bpf_htons(rec->dst.port);
@@ -158,8 +177,18 @@ int tp_getpeername4(struct bpf_sock_addr *ctx)
 SEC("cgroup/getpeername6")
 int tp_getpeername6(struct bpf_sock_addr *ctx)
 {
-	struct tp_record *rec = client_record(ctx);
+	struct tp_mark *mark = tagged_mark(ctx);
+	struct tp_record *rec;
 
+	if (mark) {
+		__u64 tag = tp_tag(&mark->client);
+
+		ctx->user_ip6[0] = bpf_htonl(TP_TAG_V6);
+		ctx->user_ip6[3] = bpf_htonl(tag >> 16);
+		ctx->user_port = bpf_htons(tag);
+		return 1;
+	}
+	rec = client_record(ctx);
 	if (rec) {
 		const __be32 *w = (const __be32 *)rec->dst.ip;
 

@@ -4,7 +4,7 @@
  *
  *	doorman: SYN  -> LIST_HELD, upstream connecting
  *	upstream connected  -> the SYN is sent again with the grant: LIST_GRANTED
- *	accept()	    -> session_accepted() pairs it by cookie: relay
+ *	accept()	    -> session_accepted() pairs it by its tag, or its record: relay
  *	upstream failed	    -> reset or ICMP error to the client: LIST_REFUSED
  *	doorman: STRAY	    -> sent again, see there
  *	doorman: GONE	    -> the client's socket left SYN_SENT for CLOSE: it gave up, or met the
@@ -232,6 +232,7 @@ static void on_gone(struct proxy *p, struct session *s)
 static void on_syn(struct proxy *p, const struct tp_event_syn *event)
 {
 	struct session *s = table_by_cookie(&p->table, event->client.cookie);
+	int again = 0;
 
 	/* The self-test: nothing else of ours is redirected, but later on our pid may be that of a
 	 * client who has gone. */
@@ -243,12 +244,13 @@ static void on_syn(struct proxy *p, const struct tp_event_syn *event)
 	/* The same socket at another attempt: the event of its giving up was lost, or its session
 	 * has outlived it. */
 	if (s && s->client.seq != event->syn.seq) {
+		again = s->list == LIST_GRANTED || s->again;
 		if (list_is_hold(s->list))
 			on_gone(p, s);
 		s = NULL;
 	}
 	if (!s) {
-		session_held(p, &event->client, &event->syn);
+		session_held(p, &event->client, &event->syn, again);
 		return;
 	}
 	/* One that was let in is told again by hold_press(): this may be what that has sent, on a

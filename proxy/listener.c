@@ -170,7 +170,8 @@ int listener_is(const struct proxy *p, const struct tp_endpoint *ep)
 
 static int mark_set(const struct proxy *p, int fd, enum tp_role role)
 {
-	struct tp_mark mark = {.role = role, .slot = p->shared->slot, .netns = p->shared->netns};
+	struct tp_mark mark = {
+		.role = role, .slot = p->shared->slot, .netns = p->shared->netns, .tagged = 1};
 	int map = p->instance.map[PIN_MAP_listeners];
 
 	/* The kernel makes a new one each time, and what it makes it from is short for moments. */
@@ -422,6 +423,32 @@ void listener_close(struct proxy *p)
 		p->shared->listener[i] = fd_close(p->shared->listener[i]);
 }
 
+static __u64 tag_of(const struct sockaddr_storage *addr)
+{
+	const struct sockaddr_in *v4 = (const struct sockaddr_in *)addr;
+	const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)addr;
+	__u32 last = ntohl(addr->ss_family == AF_INET ? v4->sin_addr.s_addr
+						      : v6->sin6_addr.s6_addr32[3]);
+
+	if (addr->ss_family == AF_INET ? !IN_MULTICAST(last)
+				       : !IN6_IS_ADDR_MULTICAST(&v6->sin6_addr))
+		return TP_NO_TAG;
+	return (__u64)(last & TP_TAG_ADDRESS) << 16 |
+	       ntohs(addr->ss_family == AF_INET ? v4->sin_port : v6->sin6_port);
+}
+
+int listener_accept(int listener, __u64 *ret_tag)
+{
+	struct sockaddr_storage addr;
+	socklen_t len = sizeof(addr);
+	int fd = accept4(listener, (struct sockaddr *)&addr, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+	if (fd < 0)
+		return -errno;
+	*ret_tag = tag_of(&addr);
+	return fd;
+}
+
 int listener_record(const struct proxy *p, int fd, struct tp_record *ret_record)
 {
 	struct tp_mark mark;
@@ -447,9 +474,8 @@ static int original_dst_is(int fd, const struct tp_endpoint *dst)
 	return !memcmp(&answer, dst, sizeof(answer));
 }
 
-/* Accepts until the connection with `cookie` is met; others go to `accepted`. fd or -errno. */
-static int accept_own(struct proxy *p, int listener, __u64 cookie,
-		      void (*accepted)(struct proxy *p, int fd))
+/* Accepts until the connection with `cookie` is met; others are served. fd or -errno. */
+static int accept_own(struct proxy *p, int listener, __u64 cookie)
 {
 	struct pollfd polls[] = {{.fd = listener, .events = POLLIN},
 				 {.fd = p->shared->ring, .events = POLLIN}};
@@ -469,7 +495,7 @@ static int accept_own(struct proxy *p, int listener, __u64 cookie,
 			return -errno;
 		if (!listener_record(p, fd, &rec) && rec.cookie == cookie)
 			return fd;
-		accepted(p, fd);
+		session_accepted(p, fd, TP_NO_TAG);
 	}
 	return -ETIMEDOUT;
 }
@@ -498,8 +524,7 @@ static int selftest_socket(const struct proxy *p, int family, int *ret_listener,
 	return -EADDRNOTAVAIL;
 }
 
-static int selftest_family(struct proxy *p, int family, void (*accepted)(struct proxy *p, int fd),
-			   struct failure *f)
+static int selftest_family(struct proxy *p, int family, struct failure *f)
 {
 	const struct tp_endpoint *dst = &selftest_dst[family];
 	int client _cleanup_fd_ = -1, server _cleanup_fd_ = -1, listener = -1;
@@ -518,7 +543,7 @@ static int selftest_family(struct proxy *p, int family, void (*accepted)(struct 
 			    "self-test: a connection to %s was not redirected to port %u: %m; see "
 			    "tproxy doctor",
 			    text, listener_port(p, listener_first(p)));
-	server = accept_own(p, listener, cookie, accepted);
+	server = accept_own(p, listener, cookie);
 	if (server < 0)
 		return fail(f, server,
 			    "self-test: a connection to %s did not arrive at port %u; see "
@@ -532,12 +557,11 @@ static int selftest_family(struct proxy *p, int family, void (*accepted)(struct 
 	return 0;
 }
 
-int listener_selftest(struct proxy *p, void (*accepted)(struct proxy *p, int fd), struct failure *f)
+int listener_selftest(struct proxy *p, struct failure *f)
 {
 	for (int i = 0; i < FAMILY_COUNT; i++) {
-		int err = p->shared->listener[listener_first(p) + i] < 0
-				  ? 0
-				  : selftest_family(p, i, accepted, f);
+		int err = p->shared->listener[listener_first(p) + i] < 0 ? 0
+									 : selftest_family(p, i, f);
 
 		if (err)
 			return err;

@@ -30,10 +30,9 @@ int listener_register(struct proxy *p, struct failure *f);
 /* Marks the listeners: from here on clients are redirected. */
 int listener_trust(struct proxy *p, struct failure *f);
 
-/* Connects through the hooks to ourselves, as a client would, and reads the answer back. Other
- * clients' connections that are met on the way are handed to `accepted`. */
-int listener_selftest(struct proxy *p, void (*accepted)(struct proxy *p, int fd),
-		      struct failure *f);
+/* Connects through the hooks to ourselves, as a client would, and reads the answer back. Clients
+ * that are met on the way are served. */
+int listener_selftest(struct proxy *p, struct failure *f);
 
 /* The worker has died: its pid, which anybody may be given now, exempts nobody. The slot stays. */
 void listener_disown(struct proxy *p);
@@ -52,6 +51,9 @@ int listener_index(const struct proxy *p, int family, uint16_t port);
 
 /* Whether an endpoint is one of our listeners. */
 int listener_is(const struct proxy *p, const struct tp_endpoint *ep);
+
+/* Accepts a client. fd, or -errno. The tag is TP_NO_TAG where the hooks have not given one. */
+int listener_accept(int listener, __u64 *ret_tag);
 
 /* What the hooks have noted of an accepted connection, whether they are still there or not. 0, or
  * -ENOENT: nothing, so it is no client of ours. */

@@ -94,6 +94,7 @@ static void out_of(struct proxy *p, const char *what)
 static void accept_up_to(struct proxy *p, unsigned int count, int listener)
 {
 	while (count--) {
+		__u64 tag;
 		int fd;
 
 		/* Whom we let in has a place already. */
@@ -102,24 +103,24 @@ static void accept_up_to(struct proxy *p, unsigned int count, int listener)
 			       "max-sessions, or the limit on descriptors or memory, is reached");
 			return;
 		}
-		fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+		fd = listener_accept(listener, &tag);
 		if (fd >= 0) {
-			session_accepted(p, fd);
+			session_accepted(p, fd, tag);
 			/* Without more of those there is nobody to ask for. */
 			if (p->ring && !p->table.lists[LIST_GRANTED].count)
 				return;
 			continue;
 		}
-		switch (errno) {
+		switch (-fd) {
 		case EAGAIN:
 			return;
 		case EMFILE:
 		case ENFILE:
 		case ENOBUFS:
 		case ENOMEM:
-			limits_count_errno(p, errno);
+			limits_count_errno(p, -fd);
 			pipes_trim(&p->pipes);
-			out_of(p, strerror(errno));
+			out_of(p, strerror(-fd));
 			return;
 		default: /* the connection has already failed (accept(2)): on to the next */
 			break;

@@ -208,7 +208,7 @@ void recover_sessions(struct proxy *p, const struct recovery *r)
 		session_recover(p, s, ready);
 	}
 	for (uint32_t i = 0; i < r->client_count; i++)
-		session_accepted(p, r->clients[i]);
+		session_accepted(p, r->clients[i], TP_NO_TAG);
 	session_reap(p);
 }
 

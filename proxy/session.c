@@ -257,7 +257,8 @@ static void begin_and_watch(struct proxy *p, struct session *s)
 		hold_waiting(p, s);
 }
 
-void session_held(struct proxy *p, const struct tp_record *client, const struct tp_syn *syn)
+void session_held(struct proxy *p, const struct tp_record *client, const struct tp_syn *syn,
+		  int again)
 {
 	struct session *s;
 
@@ -266,6 +267,7 @@ void session_held(struct proxy *p, const struct tp_record *client, const struct 
 	s = table_take(&p->table, LIST_HELD);
 	s->client = *client;
 	s->syn = *syn;
+	s->again = again;
 	s->deadline_ms = p->now_ms + HELD_MS;
 	table_begin(s, p->now_ms);
 	table_hash_add(&p->table, s);
@@ -308,11 +310,15 @@ static void accepted_unheld(struct proxy *p, const struct tp_record *client, int
 	begin_and_watch(p, s);
 }
 
-void session_accepted(struct proxy *p, int fd)
+void session_accepted(struct proxy *p, int fd, __u64 tag)
 {
+	struct session *s = table_granted(&p->table, tag);
 	struct tp_record client;
-	struct session *s;
 
+	if (s) {
+		pair(p, s, fd);
+		return;
+	}
 	if (listener_record(p, fd, &client)) {
 		reset_unknown(fd,
 			      "it was made straight to the proxy's port, or its record has gone");

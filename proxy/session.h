@@ -8,12 +8,16 @@
 
 #include "proxy.h"
 
-/* Takes an accepted connection over, whatever becomes of it. */
-void session_accepted(struct proxy *p, int fd);
+/* Takes an accepted connection over, whatever becomes of it. Where its tag does not say whose it is
+ * its record does. */
+void session_accepted(struct proxy *p, int fd, __u64 tag);
 
-/* Starts a session for a client whose SYN is held. Where there is no room nothing happens: its next
- * SYN may find some. */
-void session_held(struct proxy *p, const struct tp_record *client, const struct tp_syn *syn);
+/*
+ * Starts a session for a client whose SYN is held. Where there is no room nothing happens: its next
+ * SYN may find some. `again`: that socket was let in before, for another connection.
+ */
+void session_held(struct proxy *p, const struct tp_record *client, const struct tp_syn *syn,
+		  int again);
 
 /* Ends a session; it is closed and logged after the batch. `reset`: with RST instead of FIN. */
 void session_finish(struct proxy *p, struct session *s, enum session_end end, int reset);

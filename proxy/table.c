@@ -120,9 +120,10 @@ uint32_t table_used(const struct table *t)
 	return *t->used - t->lists[LIST_FREE].count;
 }
 
-/* Socket cookies count up: a multiplication spreads them. */
+/* Socket cookies count up: a multiplication spreads them. A tag has only their lower bits. */
 static uint32_t *bucket_of(struct table *t, __u64 cookie)
 {
+	cookie &= (1 << TP_TAG_COOKIE_BITS) - 1;
 	return &t->buckets[(cookie * 0x9e3779b97f4a7c15ULL >> 32) & t->bucket_mask];
 }
 
@@ -155,6 +156,18 @@ struct session *table_by_cookie(struct table *t, __u64 cookie)
 	for (uint32_t i = *bucket_of(t, cookie); i; i = table_at(t, i - 1)->hash_next)
 		if (table_at(t, i - 1)->client.cookie == cookie)
 			return table_at(t, i - 1);
+	return NULL;
+}
+
+struct session *table_granted(struct table *t, __u64 tag)
+{
+	for (uint32_t i = *bucket_of(t, tag >> TP_TAG_SEQ_BITS); i;
+	     i = table_at(t, i - 1)->hash_next) {
+		struct session *s = table_at(t, i - 1);
+
+		if (s->list == LIST_GRANTED && !s->again && tp_tag(&s->client) == tag)
+			return s;
+	}
 	return NULL;
 }
 

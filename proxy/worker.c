@@ -35,7 +35,7 @@ static int first_start(struct proxy *p, struct failure *f)
 	int err = listener_trust(p, f);
 
 	if (!err)
-		err = listener_selftest(p, session_accepted, f);
+		err = listener_selftest(p, f);
 	if (!err)
 		log_notice("serving instance %s on port %u%s as pid %u", p->instance.name,
 			   listener_port(p, listener_first(p)),

@@ -122,7 +122,7 @@ static void ring_event(struct proxy *p, struct input *in)
 static void step(struct proxy *p, struct input *in)
 {
 	struct session *s;
-	uint8_t side, events;
+	uint8_t side, events, whose;
 	int fd;
 
 	switch (take_byte(in) % 6) {
@@ -138,9 +138,13 @@ static void step(struct proxy *p, struct input *in)
 			session_event(p, s, side, events);
 		break;
 	case 3:
+		whose = take_byte(in); /* one of a few clients; or it is not told */
 		fd = fd_new();
 		if (fd >= 0)
-			session_accepted(p, fd);
+			session_accepted(p, fd,
+					 whose & 0x80 ? TP_NO_TAG
+						      : (whose & 7) << TP_TAG_SEQ_BITS |
+								(whose >> 3 & 3));
 		break;
 	case 4:
 		p->now_ms += take_u16(in);

@@ -197,6 +197,30 @@ def silent_host():
 
 
 @case
+def whoever_looks_like_an_awaited_client_is_not_let_in_for_it():
+    """accept() names clients by an address and a port (tp_tag). One may choose both, but for a bit."""
+    with Sandbox() as box, Server(HERE, banner) as server, box.socket() as victim:
+        os.kill(box.proxy.worker, signal.SIGSTOP)  # both are to be there when it looks
+        victim.setblocking(False)
+        victim.connect_ex(server.address)
+        record = wait_for(lambda: [one for one in box.records() if one["seq"]], "a held client")[0]
+        tag = (record["cookie"] & 0xfffff) << 24 | record["seq"] & 0xffffff
+        address = socket.inet_ntoa((0x10000000 | tag >> 16).to_bytes(4, "big"))
+        run(["ip", "address", "add", f"{address}/32", "dev", "lo"])
+        with socket.socket() as thief:
+            thief.settimeout(DEADLINE)
+            thief.bind((address, tag & 0xffff))
+            thief.connect(("127.0.0.1", record["proxy_port"]))
+            os.kill(box.proxy.worker, signal.SIGCONT)
+            try:
+                raise Failed(f"let in: {thief.recv(100)!r}")
+            except ConnectionResetError:
+                pass
+        victim.settimeout(DEADLINE)
+        assert line(victim) == "{} {}".format(*server.address)
+
+
+@case
 def held_connections_keep_nobody_out():
     """Thousands in SYN_SENT at once, their server is silent; then their process is killed."""
     with silent_host() as void, Server(HERE, echo) as server, \

@@ -3,6 +3,7 @@
 
 import contextlib
 import errno
+import ipaddress
 import socket
 import subprocess
 
@@ -65,7 +66,8 @@ def accepted(listener, redirected=True):
             loopback = "127.0.0.1" if listener != "6" else "::1"
             client = socket.create_connection((loopback, PROXY_PORT))
         with client:
-            prober.ask("accept")
+            met = prober.ask("accept")
+            assert ipaddress.ip_address(met.removeprefix("::ffff:")).is_loopback, met
             yield box, prober
 
 

@@ -14,6 +14,7 @@ import time
 
 from harness import (UNHELD, Failed, Sandbox, Server, case, case_for, connected, echo, free_port, line, main,
                      run, silent, swallow, tmpdir, wait_for)
+from harness.steps import Traced
 
 MEGABYTE = os.urandom(1 << 20)
 ADDRESSES = {"IPv4": ("10.77.0.1",), "IPv6": ("fd77::1",)}
@@ -343,6 +344,43 @@ def delayed_acks():
     return int(values[names.index("DelayedACKs")])
 
 
+def calls_of(box, what):
+    """How often the worker makes each call meanwhile."""
+    with tmpdir() as directory:
+        with Traced(box.proxy.worker, "-o", directory / "strace"):
+            what()
+            box.wait_no_records()
+        made = re.findall(r"^(\w+)\(", (directory / "strace").read_text(), re.M)
+    return {call: made.count(call) for call in made}
+
+
+@case_for({"one message": (1, 7), "two messages": (2, 8)})
+def a_session_takes_few_calls(messages, options):
+    """
+    What only a second message needs, none for one. Each to wait, to see how much memory there is,
+    and for a peer that is late or early, comes on top.
+    """
+    def session():
+        with box.connect(server.address) as client:
+            for _ in range(messages):
+                client.sendall(b"ping")
+                assert client.recv(4) == b"ping"
+
+    paces = pathlib.Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text() == "bbr\n"
+    few = {"socket": 1, "connect": 1, "accept4": 1, "sendto": 1, "getsockname": 1, "poll": 1,
+           "setsockopt": options + (paces and messages > 1), "epoll_ctl": 2, "shutdown": 1,
+           "close": 2, "bpf": 0}
+    with Sandbox(proxy=("--log-sessions", "no")) as box, Server("10.77.0.1", echo) as server:
+        session()  # opens a pipe
+        box.wait_no_records()
+        for _ in range(10):
+            calls = calls_of(box, session)
+            if calls.get("splice", 0) <= 2 + 6 * messages and all(
+                    calls.get(call, 0) == count for call, count in few.items()):
+                return
+    raise Failed(f"{calls} instead of {few}")
+
+
 @case_for({"in one": ("question\n",), "in pieces": ("quest", "ion", "\n")})
 def an_answer_in_pieces_comes_without_delay(*question):
     """Without TCP_NODELAY a server sends the next piece when the last is acknowledged."""
@@ -362,6 +400,27 @@ def an_answer_in_pieces_comes_without_delay(*question):
                     client.sendall(piece.encode())
                 assert line(client) == "answer"
         assert delayed_acks() - before < 10, f"{delayed_acks() - before} in 20 exchanges"
+
+
+@case
+def a_question_in_pieces_goes_on_without_delay():
+    """A server that has answered before acknowledges a piece of the next question 40 ms late."""
+    def answers(connection):
+        for _ in range(20):
+            line(connection)
+            connection.sendall(b"answer\n")
+        silent(connection)
+
+    with Sandbox() as box, Server("10.77.0.1", answers) as server:
+        with box.connect(server.address) as client:
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            before = delayed_acks()
+            for _ in range(20):
+                for piece in (b"quest", b"ion", b"\n"):
+                    time.sleep(0.002)
+                    client.sendall(piece)
+                assert line(client) == "answer"
+            assert delayed_acks() - before < 10, f"{delayed_acks() - before} in 20 exchanges"
 
 
 @case

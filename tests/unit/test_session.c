@@ -96,6 +96,36 @@ static void assert_order(struct table *t, enum session_list list, struct session
 	assert_null(table_first(t, list));
 }
 
+static void test_table_knows_the_granted_by_their_tags(void **state)
+{
+	static const __u64 beyond = 1ULL << TP_TAG_COOKIE_BITS;
+	struct table *t = *state;
+	struct session *first = table_take(t, LIST_HELD), *other = table_take(t, LIST_GRANTED);
+	struct tp_record client = {.cookie = 7, .seq = 0xab001234};
+
+	first->client.cookie = other->client.cookie = beyond + 7;
+	first->client.seq = 0xcd001234;
+	other->client.seq = 0xcd001235; /* another attempt of that socket */
+	table_hash_add(t, first);
+	table_hash_add(t, other);
+	assert_null(table_granted(t, tp_tag(&client))); /* held still */
+	table_move(t, first, LIST_GRANTED);
+	assert_ptr_equal(table_granted(t, tp_tag(&client)), first);
+	first->again = 1;
+	assert_null(table_granted(t, tp_tag(&client)));
+	client.seq++;
+	assert_ptr_equal(table_granted(t, tp_tag(&client)), other);
+	client.seq++;
+	assert_null(table_granted(t, tp_tag(&client)));
+	client = (struct tp_record){.cookie = 8, .seq = 0xab001235};
+	assert_null(table_granted(t, tp_tag(&client)));
+	assert_null(table_granted(t, TP_NO_TAG));
+	table_hash_remove(t, first);
+	table_hash_remove(t, other);
+	client.cookie = 7;
+	assert_null(table_granted(t, tp_tag(&client)));
+}
+
 static void test_table_lists_keep_their_order(void **state)
 {
 	struct table *t = *state;
@@ -226,6 +256,8 @@ int main(void)
 						table_teardown),
 		cmocka_unit_test_setup_teardown(test_table_recognises_what_has_gone, table_setup,
 						table_teardown),
+		cmocka_unit_test_setup_teardown(test_table_knows_the_granted_by_their_tags,
+						table_setup, table_teardown),
 		cmocka_unit_test_setup_teardown(test_table_lists_keep_their_order, table_setup,
 						table_teardown),
 		cmocka_unit_test(test_event_datum),
