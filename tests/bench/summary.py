@@ -55,24 +55,36 @@ def cell(row, rounds, path):
                 min(spread), max(spread))
 
 
-def _judge(row, cells, bound_words, bound):
+def beside_floors(row, rounds):
+    """{floor: what we have over what it has, the median of the rounds' ratios}."""
+    found = {}
+    for floor in FLOORS:
+        pairs = [(row.value(samples, OURS), row.value(samples, floor)) for samples in rounds]
+        ratios = [ours / least for ours, least in pairs if ours is not None and least]
+        if ratios:
+            found[floor] = statistics.median(ratios)
+    return found
+
+
+def _judge(row, cells, beside, bound_words, bound):
     """A goal that is not met is held against the floors: who is within a tenth of one is at it."""
-    ours, sign = cells[OURS].figure, "x" if row.ratio else ""
-
     def against(name):
-        floor = cells[name].figure
-        near = ours >= 0.9 * floor if row.higher_is_better else ours <= 1.1 * floor
-        return f"{'at' if near else 'off'} {name} ({sign}{number(floor)})"
+        ratio = beside[name]
+        near = ratio >= 0.9 if row.higher_is_better else ratio <= 1.1
+        return f"{'at' if near else 'off'} {name} (x{number(ratio)} of it)"
 
+    ours = cells[OURS].figure
     met = ours >= bound if row.higher_is_better else ours <= bound
     if met:
         return Verdict(bound_words, True, "met")
-    return Verdict(bound_words, False, "; ".join(
-        ["NOT met", *(against(name) for name in FLOORS if cells.get(name))]))
+    return Verdict(bound_words, False, "; ".join(["NOT met", *map(against, beside)]))
 
 
-def verdict(row, cells):
-    """Whether the goal of a row is met, or None where there is no goal or no number."""
+def verdict(row, cells, beside):
+    """
+    Whether the goal of a row is met, or None where there is no goal or no number. `beside` is
+    beside_floors().
+    """
     ours = cells.get(OURS)
     if not row.goal or not ours:
         return None
@@ -85,9 +97,10 @@ def verdict(row, cells):
             return None
         words = "the best peer's" if bound == 1 else f"{bound:g} of the best peer's"
         bound *= min(peers)
-        return _judge(row, cells, f"<= {words} ({sign}{number(bound)})", bound)
+        return _judge(row, cells, beside, f"<= {words} ({sign}{number(bound)})", bound)
     unit = "" if row.ratio or row.unit == "x" else f" {row.unit}"
-    return _judge(row, cells, f"{'<=' if kind == 'at most' else '>='} {sign}{bound:g}{unit}", bound)
+    return _judge(row, cells, beside,
+                  f"{'<=' if kind == 'at most' else '>='} {sign}{bound:g}{unit}", bound)
 
 
 def table(results):
@@ -98,7 +111,7 @@ def table(results):
     for rows, samples in ((ROWS, rounds), (ONCE_ROWS, [results["once"]])):
         for row in rows:
             cells = {path: cell(row, samples, path) for path in paths}
-            lines.append((row, cells, verdict(row, cells)))
+            lines.append((row, cells, verdict(row, cells, beside_floors(row, samples))))
     return lines
 
 
