@@ -37,8 +37,8 @@ class Size:
     hooked: int  # connections for which hooks are timed
 
 
-FULL = Size(rounds=5, sequential=10000, parallel=10000, milliseconds=700, bulk_seconds=1,
-            bulk_every=1, idle=10000, live=(1, 100, 1000, 9000, 50000), probes=5000, passes=5,
+FULL = Size(rounds=9, sequential=10000, parallel=10000, milliseconds=700, bulk_seconds=1,
+            bulk_every=2, idle=10000, live=(1, 100, 1000, 9000, 50000), probes=5000, passes=5,
             past=200000, hooked=5000)
 QUICK = Size(rounds=2, sequential=1000, parallel=1000, milliseconds=150, bulk_seconds=1,
              bulk_every=2, idle=1000, live=(1, 100, 2000), probes=1000, passes=2, past=10000,
