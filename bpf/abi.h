@@ -149,14 +149,15 @@ struct tp_mark {
 /*
  * What accept() on a tagged listener returns for a client's address: enough of the record for a
  * tproxyd to know whom of those it waits for it has let in. In the lower bits of a multicast
- * address and in the port; no peer has such an address, so that none can pass for a tag.
+ * address and in the port; no peer has such an address, so that none can pass for a tag. The
+ * doorman sees to raw packets.
  */
 #define TP_TAG_V4	   0xe0000000 /* 224.0.0.0/4 */
 #define TP_TAG_V6	   0xff000000 /* the first four bytes of ff00::/8 */
 #define TP_TAG_ADDRESS	   0x0fffffff
 #define TP_TAG_COOKIE_BITS 20 /* of those waited for at one time */
 #define TP_TAG_SEQ_BITS	   24
-#define TP_NO_TAG	   UINT64_MAX
+#define TP_NO_TAG	   ((__u64)-1)
 
 static inline __attribute__((always_inline)) __u64 tp_tag(const struct tp_record *record)
 {
@@ -375,6 +376,7 @@ struct tp_proxy_stats {
 
 _Static_assert(sizeof(struct tp_endpoint) == 20, "tp_endpoint");
 _Static_assert(sizeof(struct tp_record) == 152, "tp_record");
+_Static_assert(TP_TAG_COOKIE_BITS + TP_TAG_SEQ_BITS == 28 + 16, "tp_tag");
 _Static_assert(sizeof(struct tp_port_key) == 32, "tp_port_key");
 _Static_assert(sizeof(struct tp_route_key) == 28, "tp_route_key");
 _Static_assert(sizeof(struct tp_mark) == 176, "tp_mark");

@@ -216,7 +216,8 @@ static __always_inline int hold(struct __sk_buff *skb, __u32 tcp_offset, const s
 	}
 	if (!rec) {
 		COUNT(hold_unknown);
-		return PACKET_PASS;
+		/* Only a raw packet has no unicast source; and that could pass for a tag. */
+		return ip_is_unicast(client->ip) ? PACKET_PASS : PACKET_DROP;
 	}
 	ring = proxy_ring(rec->slot);
 	if (!ring)

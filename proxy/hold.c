@@ -244,6 +244,8 @@ static void on_syn(struct proxy *p, const struct tp_event_syn *event)
 	/* The same socket at another attempt: the event of its giving up was lost, or its session
 	 * has outlived it. */
 	if (s && s->client.seq != event->syn.seq) {
+		/* Forgotten where there is no room for it at once: then a tag's 24 bits of the
+		 * sequence number have to do. */
 		again = s->list == LIST_GRANTED || s->again;
 		if (list_is_hold(s->list))
 			on_gone(p, s);

@@ -161,14 +161,19 @@ struct session *table_by_cookie(struct table *t, __u64 cookie)
 
 struct session *table_granted(struct table *t, __u64 tag)
 {
+	struct session *found = NULL;
+
 	for (uint32_t i = *bucket_of(t, tag >> TP_TAG_SEQ_BITS); i;
 	     i = table_at(t, i - 1)->hash_next) {
 		struct session *s = table_at(t, i - 1);
 
-		if (s->list == LIST_GRANTED && !s->again && tp_tag(&s->client) == tag)
-			return s;
+		if (s->list != LIST_GRANTED || tp_tag(&s->client) != tag)
+			continue;
+		if (s->again || found)
+			return NULL;
+		found = s;
 	}
-	return NULL;
+	return found;
 }
 
 static int by_deadline(const void *a, const void *b, void *table)

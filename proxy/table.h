@@ -100,17 +100,16 @@ struct session {
 	uint8_t by_icmp;     /* the upstream was refused by an ICMP error */
 	uint8_t ended; /* bit 1 << side: that side's FIN is here; no urgent byte lies before it,
 			  unless `urgent` says so */
-	uint8_t unsure : 2;  /* bit 1 << side: that side may have sent more than was taken */
-	uint8_t put_off : 1; /* the end of the upstream's handshake was, and it has not spoken yet
-			      */
-	uint8_t untuned : 1; /* the upstream has not got yet what only a stream needs */
-	uint8_t again : 1;   /* its socket was let in before, and may be accepted yet as it was then
-			      */
-	uint8_t paced : 1;   /* and its congestion control is one that slows a loopback down */
-	int32_t fd[2];	     /* by enum side; -1 where there is none */
-	int32_t error;	     /* errno of a failed connect */
-	uint32_t hash_next;  /* those that were held are found by their client's cookie */
-	uint64_t start_ms;   /* CLOCK_MONOTONIC; 0: not filled in yet, so there is no session */
+	uint8_t unsure : 2;   /* bit 1 << side: that side may have sent more than was taken */
+	uint8_t put_off : 1;  /* the end of the upstream's handshake was, and it has not spoken yet
+			       */
+	uint8_t untuned : 1;  /* the upstream has not got yet what only a stream needs */
+	uint8_t paced : 1;    /* and its congestion control is one that slows a loopback down */
+	uint8_t again : 1;    /* its socket was let in before, and may be accepted as it was then */
+	int32_t fd[2];	      /* by enum side; -1 where there is none */
+	int32_t error;	      /* errno of a failed connect */
+	uint32_t hash_next;   /* those that were held are found by their client's cookie */
+	uint64_t start_ms;    /* CLOCK_MONOTONIC; 0: not filled in yet, so there is no session */
 	uint64_t deadline_ms; /* of its list, 0: none; of a relaying one: when it last relayed */
 	union {
 		struct tp_syn syn;	 /* while list_is_hold() */
@@ -182,7 +181,8 @@ void table_hash_add(struct table *t, struct session *s);
 void table_hash_remove(struct table *t, struct session *s);
 struct session *table_by_cookie(struct table *t, __u64 cookie);
 
-/* The granted session whose client has that tag, or NULL. */
+/* The granted session whose client has that tag; NULL where none has, or more than one, or its
+ * client was let in before. */
 struct session *table_granted(struct table *t, __u64 tag);
 
 /* Everything in the slot is filled in: from here on it is a session. */

@@ -198,7 +198,7 @@ def silent_host():
 
 @case
 def whoever_looks_like_an_awaited_client_is_not_let_in_for_it():
-    """accept() names clients by an address and a port (tp_tag). One may choose both, but for a bit."""
+    """accept() names clients by an address and a port (tp_tag). One may choose both, but for four bits."""
     with Sandbox() as box, Server(HERE, banner) as server, box.socket() as victim:
         os.kill(box.proxy.worker, signal.SIGSTOP)  # both are to be there when it looks
         victim.setblocking(False)
@@ -216,6 +216,7 @@ def whoever_looks_like_an_awaited_client_is_not_let_in_for_it():
                 raise Failed(f"let in: {thief.recv(100)!r}")
             except ConnectionResetError:
                 pass
+        run(["ip", "address", "delete", f"{address}/32", "dev", "lo"])
         victim.settimeout(DEADLINE)
         assert line(victim) == "{} {}".format(*server.address)
 

@@ -354,8 +354,9 @@ def calls_of(box, what):
     return {call: made.count(call) for call in made}
 
 
-@case_for({"one message": (1, 7), "two messages": (2, 8)})
-def a_session_takes_few_calls(messages, options):
+@case_for({"one message": ("10.77.0.1", 1, 7), "two messages": ("10.77.0.1", 2, 8),
+           "IPv6": ("fd77::1", 1, 7)})
+def a_session_takes_few_calls(address, messages, options):
     """
     What only a second message needs, none for one. Each to wait, to see how much memory there is,
     and for a peer that is late or early, comes on top.
@@ -370,7 +371,7 @@ def a_session_takes_few_calls(messages, options):
     few = {"socket": 1, "connect": 1, "accept4": 1, "sendto": 1, "getsockname": 1, "poll": 1,
            "setsockopt": options + (paces and messages > 1), "epoll_ctl": 2, "shutdown": 1,
            "close": 2, "bpf": 0}
-    with Sandbox(proxy=("--log-sessions", "no")) as box, Server("10.77.0.1", echo) as server:
+    with Sandbox(proxy=("--log-sessions", "no")) as box, Server(address, echo) as server:
         session()  # opens a pipe
         box.wait_no_records()
         for _ in range(10):

@@ -115,6 +115,10 @@ static void test_table_knows_the_granted_by_their_tags(void **state)
 	assert_null(table_granted(t, tp_tag(&client)));
 	client.seq++;
 	assert_ptr_equal(table_granted(t, tp_tag(&client)), other);
+	other->client.seq += 1 << TP_TAG_SEQ_BITS;
+	first->client.seq = client.seq; /* two have it */
+	first->again = 0;
+	assert_null(table_granted(t, tp_tag(&client)));
 	client.seq++;
 	assert_null(table_granted(t, tp_tag(&client)));
 	client = (struct tp_record){.cookie = 8, .seq = 0xab001235};
