@@ -44,11 +44,9 @@ static __always_inline const void *full_socket(struct bpf_sock_ops *ctx)
 	return sk ? bpf_skc_to_tcp_sock(sk) : NULL;
 }
 
-/* TCP_USER_TIMEOUT, in ms; bpf_getsockopt knows it from Linux 6.1 on. */
-static __always_inline __u32 user_timeout(struct bpf_sock_ops *ctx)
+/* TCP_USER_TIMEOUT of a full_socket(), in ms; bpf_getsockopt knows it from Linux 6.1 on. */
+static __always_inline __u32 user_timeout(const struct inet_connection_sock *full)
 {
-	const struct inet_connection_sock *full = full_socket(ctx);
-
 	return full ? full->icsk_user_timeout : 0;
 }
 
@@ -58,9 +56,10 @@ static __always_inline __u32 user_timeout(struct bpf_sock_ops *ctx)
  */
 static __always_inline int is_lent_nothing(struct bpf_sock_ops *ctx)
 {
-	const struct sock *full = full_socket(ctx);
+	const void *full = full_socket(ctx);
 
-	return full && !BPF_CORE_READ_BITFIELD(full, __sk_common.skc_reuse) && !user_timeout(ctx);
+	return full && !BPF_CORE_READ_BITFIELD((const struct sock *)full, __sk_common.skc_reuse) &&
+	       !user_timeout(full);
 }
 
 /*
@@ -75,7 +74,7 @@ static __always_inline void connect_timeout_set(struct bpf_sock_ops *ctx, struct
 	int timeout;
 
 	if (!cfg || slot >= TP_MAX_PROXIES || !cfg->proxies[slot].connect_timeout ||
-	    user_timeout(ctx))
+	    user_timeout(full_socket(ctx)))
 		return;
 	timeout = cfg->proxies[slot].connect_timeout;
 	if (!bpf_setsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout)))

@@ -425,16 +425,16 @@ void listener_close(struct proxy *p)
 
 static __u64 tag_of(const struct sockaddr_storage *addr)
 {
-	const struct sockaddr_in *v4 = (const struct sockaddr_in *)addr;
-	const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)addr;
-	__u32 last = ntohl(addr->ss_family == AF_INET ? v4->sin_addr.s_addr
-						      : v6->sin6_addr.s6_addr32[3]);
+	struct tp_endpoint client;
+	__u32 last;
 
-	if (addr->ss_family == AF_INET ? !IN_MULTICAST(last)
-				       : !IN6_IS_ADDR_MULTICAST(&v6->sin6_addr))
+	if (endpoint_from_sockaddr((const struct sockaddr *)addr, &client))
 		return TP_NO_TAG;
-	return (__u64)(last & TP_TAG_ADDRESS) << 16 |
-	       ntohs(addr->ss_family == AF_INET ? v4->sin_port : v6->sin6_port);
+	memcpy(&last, client.ip + 12, sizeof(last));
+	last = ntohl(last);
+	if (client.family == AF_INET ? !IN_MULTICAST(last) : client.ip[0] != 0xff)
+		return TP_NO_TAG;
+	return (__u64)(last & TP_TAG_ADDRESS) << 16 | client.port;
 }
 
 int listener_accept(int listener, __u64 *ret_tag)

@@ -117,7 +117,7 @@ int upstream_connect(const struct proxy *p, struct session *s)
 	struct sockaddr_storage addr;
 	int own_choice = *theirs && strncmp(theirs, usual, TP_CC_LEN);
 	socklen_t len;
-	int err, fd;
+	int err, fd, local;
 
 	err = endpoint_to_sockaddr(&s->client.dst, &addr, &len);
 	if (err)
@@ -144,10 +144,11 @@ int upstream_connect(const struct proxy *p, struct session *s)
 	if (err && err != EINPROGRESS)
 		return -err;
 	upstream_learn_source(s);
-	s->paced = !own_choice && congestion_paces(usual) && is_local(&s->client);
+	local = is_local(&s->client);
+	s->paced = !own_choice && congestion_paces(usual) && local;
 	/* A handshake with this host is over by now, though the call returned before it was: asking
 	 * saves a turn of the event loop, which is most of what it takes. */
-	return err && is_local(&s->client) ? upstream_result(s) : !err;
+	return err && local ? upstream_result(s) : !err;
 }
 
 void upstream_tune(struct session *s)
