@@ -18,6 +18,10 @@ struct sock {
 	unsigned char sk_gso_disabled : 1, sk_kern_sock : 1;
 } __attribute__((preserve_access_index));
 
+struct bpf_map {
+	__u32 id;
+} __attribute__((preserve_access_index));
+
 struct inet_sock {
 	unsigned long inet_flags; /* Linux 6.6 */
 } __attribute__((preserve_access_index));
@@ -28,9 +32,24 @@ struct inet_sock___bits { /* before */
 
 #define INET_FLAGS_TRANSPARENT 15
 
+struct tcp_congestion_ops {
+	char name[TP_CC_LEN];
+} __attribute__((preserve_access_index));
+
 struct inet_connection_sock {
+	const struct tcp_congestion_ops *icsk_ca_ops;
 	__u32 icsk_user_timeout;
 } __attribute__((preserve_access_index));
+
+/* A socket's congestion control, in words: bpf_getsockopt takes 0.15 us longer. */
+static __always_inline void congestion_copy(const struct inet_connection_sock *full,
+					    char to[TP_CC_LEN])
+{
+	const __u32 *from = (const __u32 *)full->icsk_ca_ops->name;
+
+	for (int i = 0; i < TP_CC_LEN / 4; i++)
+		((__u32 *)to)[i] = from[i];
+}
 
 /*
  * Whether a length is within bounds, in the one form that every verifier follows: a single

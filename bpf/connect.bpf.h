@@ -127,12 +127,14 @@ __noinline int listener_search(struct bpf_sock_addr *ctx, __u32 first, __u32 por
 {
 	int ret = FOUND_NOBODY;
 
-	for (__u32 i = 0; i < TP_MAX_PORTS && i < ports; i++) {
-		__u32 port = first + (at + i) % ports;
-		int found = listener_at(ctx, port, v4);
+	for (__u32 i = 0; i < TP_MAX_PORTS && i < ports; i++, at++) {
+		int found;
 
+		if (at >= ports)
+			at = 0;
+		found = listener_at(ctx, first + at, v4);
 		if (found >= 0)
-			return port << 8 | found;
+			return (first + at) << 8 | found;
 		if (found == FOUND_STRANGER)
 			ret = found;
 	}
@@ -267,15 +269,15 @@ static __always_inline void reuseaddr_lend(struct bpf_sock_addr *ctx, struct tp_
 }
 
 static __always_inline void congestion_lend(struct bpf_sock_addr *ctx, const struct tp_config *cfg,
-					    struct tp_record *rec)
+					    struct bpf_sock *sk, struct tp_record *rec)
 {
+	const void *full = bpf_skc_to_tcp_sock(sk);
 	char local[TP_CC_LEN] = TP_CC_LOCAL;
 	__u32 slot = rec->slot;
 
-	if (bpf_getsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, rec->congestion, TP_CC_LEN)) {
-		rec->congestion[0] = 0;
+	if (!full)
 		return;
-	}
+	congestion_copy(full, rec->congestion);
 	if (slot < TP_MAX_PROXIES && cfg->proxies[slot].paces && cc_is(rec->congestion, "bbr") &&
 	    !bpf_setsockopt(ctx, IPPROTO_TCP, TCP_CONGESTION, local, sizeof(local)))
 		rec->flags |= TP_RECORD_CONGESTION_LENT;
@@ -321,7 +323,7 @@ static __always_inline long record_store(struct bpf_sock_addr *ctx, const struct
 	rec->mark = sk->mark;
 	bpf_get_current_comm(rec->comm, sizeof(rec->comm));
 	reuseaddr_lend(ctx, rec);
-	congestion_lend(ctx, cfg, rec);
+	congestion_lend(ctx, cfg, sk, rec);
 	err = bpf_map_update_elem(&map_socks, &rec->cookie, rec, BPF_NOEXIST);
 	/* Which error it is cannot be asked: before Linux 6.4 it is no negative long. */
 	last = err ? bpf_map_lookup_elem(&map_socks, &rec->cookie) : NULL;
@@ -385,9 +387,9 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 						   const struct tp_endpoint *dst, __u16 *ret_port)
 {
 	int v4 = dst->family == AF_INET, forced;
-	struct tp_record rec = {.dst = *dst};
 	struct bpf_sock *sk = ctx->sk;
 	enum verdict verdict;
+	struct tp_record rec;
 
 	if (!sk)
 		return VERDICT_PASS;
@@ -423,7 +425,7 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		COUNT(no_listener);
 		return VERDICT_NO_PROXY;
 	}
-	rec.cookie = bpf_get_socket_cookie(ctx);
+	rec = (struct tp_record){.cookie = bpf_get_socket_cookie(ctx), .dst = *dst};
 	source_read(sk, &rec);
 	if (rec.flags & TP_RECORD_BOUND_ADDR && is_transparent(sk)) {
 		COUNT(transparent);

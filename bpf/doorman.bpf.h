@@ -315,9 +315,6 @@ static __always_inline int doorman(struct __sk_buff *skb)
 	/* A connection has its listener's filter until tproxyd takes it off. */
 	if (sk && sk->state != BPF_TCP_LISTEN)
 		return PACKET_PASS;
-	cfg = config_get();
-	if (!cfg)
-		return PACKET_PASS;
 	if (bpf_skb_load_bytes(skb, 0, &tcp, sizeof(tcp))) {
 		COUNT(hold_malformed);
 		return PACKET_DROP;
@@ -325,6 +322,9 @@ static __always_inline int doorman(struct __sk_buff *skb)
 	kind = tcp.flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN);
 	if (kind != TCP_SYN && !(kind & (TCP_RST | TCP_FIN)) &&
 	    skb->len == (tcp.offset >> 4) * 4) /* mostly the end of a handshake */
+		return PACKET_PASS;
+	cfg = config_get();
+	if (!cfg)
 		return PACKET_PASS;
 	if (packet_client(skb, &client, &offset)) {
 		COUNT(hold_malformed);

@@ -120,6 +120,11 @@ struct {
 	__type(value, struct tp_window);
 } map_windows SEC(".maps");
 
+static __always_inline __u32 map_id(const void *map)
+{
+	return ((const struct bpf_map *)map)->id;
+}
+
 /* Per CPU, so it is never waited for; atomic, as an interrupt runs the same programs in between. */
 #define COUNT(counter)                                                             \
 	do {                                                                       \

@@ -174,7 +174,9 @@ static __always_inline int is_superseded(const struct tp_record *rec, __u64 *coo
 	if (rec->reached & TP_REACHED_CLOSED)
 		return 1;
 	socks = bpf_map_lookup_elem(&map_live_socks, &present);
-	other = socks ? bpf_map_lookup_elem(socks, cookie) : NULL;
+	if (!socks || map_id(socks) == map_id(&map_socks))
+		return 0; /* ours is the one in force */
+	other = bpf_map_lookup_elem(socks, cookie);
 	return other && other->start_ns > rec->start_ns;
 }
 
