@@ -5,5 +5,6 @@
 
 #define LEAST_GRANT   0x6c656173 /* SO_MARK of what the relay sends again */
 #define LEAST_OPTIONS 20	 /* of a Linux client's SYN, in bytes */
+#define LEAST_ADDRESS 0x0a4d0001 /* where the relay is dialled, ADDRESS of worlds.py */
 
 #endif

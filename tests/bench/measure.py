@@ -34,20 +34,20 @@ class Size:
     probes: int
     passes: int  # over these numbers, as the machine's own speed changes meanwhile
     past: int  # connections after which the rate is looked at again
-    hooked: int  # connections for which hooks are timed
+    hooked: int  # connections for which hooks are timed, in a round
 
 
 FULL = Size(rounds=9, sequential=10000, parallel=10000, milliseconds=700, bulk_seconds=1,
             bulk_every=2, idle=10000, live=(1, 100, 1000, 9000, 50000), probes=5000, passes=5,
-            past=200000, hooked=5000)
+            past=200000, hooked=2000)
 QUICK = Size(rounds=2, sequential=1000, parallel=1000, milliseconds=150, bulk_seconds=1,
              bulk_every=2, idle=1000, live=(1, 100, 2000), probes=1000, passes=2, past=10000,
-             hooked=1000)
+             hooked=500)
 
 # What a path may do wrong without being the end of the run: fail, refuse, stand still.
 PROBLEMS = (AssertionError, RuntimeError, OSError, subprocess.TimeoutExpired)
 
-WINDOWS = 20  # of the connections in `past`
+TURNS = 100  # for each path in `past`: the machine changes its speed within seconds
 
 
 def fit(size):
@@ -87,6 +87,18 @@ def _bulk(streams, *words):
     return measure
 
 
+def _hook_time(world, size):
+    with world.hooks() as pins, machine.HookStatistics(pins) as statistics:
+        count = world.load("connect", ADDRESS, PORT, size.hooked, 1)["count"]
+        world.wait_idle()
+        programs = statistics.programs()
+    total = sum(program["ns"] for program in programs.values())
+    return {"us_per_connection": total / 1e3 / count,
+            "programs": {name: {"ns_per_run": round(program["ns"] / program["runs"], 1),
+                                "runs_per_connection": round(program["runs"] / count, 3)}
+                         for name, program in programs.items() if program["runs"]}}
+
+
 ROUND = {
     "sequential": _sequential,
     "parallel": _parallel,
@@ -98,7 +110,9 @@ ROUND = {
     "bulk-down-1": _bulk(1, "--reverse"),
     "bulk-up-8": _bulk(8),
     "bulk-down-8": _bulk(8, "--reverse"),
+    "hooks": _hook_time,
 }
+HOOKED = ("floor", "floor-hold", *worlds.ALONE)  # the paths that have any of their own
 
 
 def _problem(error):
@@ -117,16 +131,22 @@ def sample(test, world, size):
     return {**numbers, "proxy": meter.proxy, "machine": meter.machine}
 
 
+def rotated(all_worlds, number):
+    """Each round, or turn, begins with another path."""
+    at = number % len(all_worlds)
+    return all_worlds[at:] + all_worlds[:at]
+
+
 def run_round(number, all_worlds, size, report):
-    """Every test on every path. Each round begins with another path."""
+    """Every test on every path."""
     begin, samples = machine.machine_times(), {}
-    turn = number % len(all_worlds)
-    order = all_worlds[turn:] + all_worlds[:turn]
+    order = rotated(all_worlds, number)
     for test in ROUND:
         if test in BULK and number % size.bulk_every:
             continue
         report(test)
-        samples[test] = {world.name: sample(test, world, size) for world in order}
+        samples[test] = {world.name: sample(test, world, size) for world in order
+                         if test != "hooks" or world.name in HOOKED}
     end = machine.machine_times()
     return {"steal_percent": round(machine.steal_percent(begin, end), 2),
             "load": os.getloadavg()[0], "samples": samples}
@@ -159,40 +179,29 @@ def _live_latency(world, size):
     return {"passes": passes}
 
 
-def _hook_time(world, size):
-    with world.hooks() as pins, machine.HookStatistics(pins) as statistics:
-        count = world.load("connect", ADDRESS, PORT, size.hooked, 1)["count"]
-        world.wait_idle()
-        programs = statistics.programs()
-    total = sum(program["ns"] for program in programs.values())
-    return {"us_per_connection": total / 1e3 / count,
-            "programs": {name: {"ns_per_run": round(program["ns"] / program["runs"], 1),
-                                "runs_per_connection": round(program["runs"] / count, 3)}
-                         for name, program in programs.items() if program["runs"]}}
-
-
 # test -> (what measures it, the paths)
 ONCE = {
     "idle-memory": (_idle_memory, [world.name for world in worlds.ALL[1:]]),
-    "hook-time": (_hook_time, ["floor", "floor-hold", *worlds.ALONE]),
     "live-latency": (_live_latency, ["direct", "tproxy", "haproxy"]),
 }
 
 
-def _window(world, size):
+def _turn(world, size):
     try:
-        return world.load("connect", ADDRESS, PORT, size.past // WINDOWS, 8)["rate"]
+        world.wait_idle()
+        return world.load("connect", ADDRESS, PORT, size.past // TURNS, 8)["rate"]
     except PROBLEMS as error:
         return _problem(error)
 
 
 def _past_connections(all_worlds, size):
-    """Of each path the rates of all windows, or the last problem. The paths in turn, as above."""
+    """Of each path the rates of all its turns, or the last problem."""
     chosen = [world for world in all_worlds if world.name in ("direct", "floor", *worlds.ALONE)]
-    windows = [{world.name: _window(world, size) for world in chosen} for _ in range(WINDOWS)]
+    turns = [{world.name: _turn(world, size) for world in rotated(chosen, number)}
+             for number in range(TURNS)]
     found = {}
     for world in chosen:
-        rates = [window[world.name] for window in windows]
+        rates = [turn[world.name] for turn in turns]
         problems = [rate for rate in rates if isinstance(rate, dict)]
         found[world.name] = problems[-1] if problems else {"rates": rates}
     return found

@@ -9,8 +9,8 @@
  * time connect() returns. Says "ready" once it listens. One thread, edge-triggered epoll; a pipe is
  * borrowed while bytes are in flight, as tproxyd does it.
  *
- * With --hold no client is let in before its server has answered. PINS has the programs and the
- * ring of least.bpf.c; the way is tproxyd's, without all that is there for when something goes
+ * With --hold no client is let in before its server has answered. PINS has the programs and
+ * maps of least.bpf.c; the way is tproxyd's, without all that is there for when something goes
  * wrong.
  */
 #include <bpf/bpf.h>
@@ -45,7 +45,7 @@ struct end {
 static struct end ends[FDS_MAX];
 static int pool[FDS_MAX][2], pooled;
 static struct sockaddr_in upstream;
-static int epoll, doorman = -1, known, raw, listeners[1 << 16], waiting[1 << 16];
+static int epoll, doorman = -1, marks, doors, raw, listeners[1 << 16], waiting[1 << 16];
 static struct ring_buffer *ring;
 
 static int watch(int fd, uint32_t events)
@@ -68,13 +68,18 @@ static int open_socket(void)
 
 static int put_doorman(int fd, uint16_t port)
 {
+	struct tp_mark mark = {.role = TP_ROLE_LISTENER};
 	socklen_t len = sizeof(__u64);
-	__u32 unused = 0;
+	struct tp_door door = {0};
 	__u64 cookie;
 
 	listeners[port] = fd;
-	return getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &len) ||
-			       bpf_map_update_elem(known, &cookie, &unused, BPF_ANY) ||
+	if (getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &len) ||
+	    getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, &mark.netns, &len))
+		return -1;
+	door.netns = mark.netns;
+	return bpf_map_update_elem(marks, &fd, &mark, BPF_ANY) ||
+			       bpf_map_update_elem(doors, &cookie, &door, BPF_ANY) ||
 			       setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, &doorman, sizeof(doorman))
 		       ? -1
 		       : 0;
@@ -226,15 +231,15 @@ static void send_again(const struct sockaddr_in *to, const uint8_t *packet, size
 
 /* A client is let in: its connection is complete when sendto() returns, mostly. */
 static void let_in(const struct sockaddr_in *to, const struct packet_flow *flow,
-		   const struct tp_syn *syn)
+		   const struct tp_event_syn *event)
 {
-	struct tp_grant grant = {0};
+	struct tp_grant grant = {.cookie = event->client.cookie};
 	uint8_t packet[PACKET_MAX];
 
 	if (waiting[flow->client.port]) /* the SYN came again */
 		close(waiting[flow->client.port]);
 	waiting[flow->client.port] = dial(htons(flow->listener.port), 1);
-	send_again(to, packet, packet_syn(flow, syn, &grant, packet));
+	send_again(to, packet, packet_syn(flow, &event->syn, &grant, packet));
 	accept_all(listeners[flow->listener.port]);
 }
 
@@ -252,7 +257,7 @@ static int on_event(void *address, void *data, size_t size)
 	if (syn->type == TP_EVENT_SYN) {
 		flow.client = syn->client.src;
 		flow.listener.port = syn->client.proxy_port;
-		let_in(to, &flow, &syn->syn);
+		let_in(to, &flow, syn);
 	} else {
 		flow.client = stray->client;
 		flow.listener.port = stray->proxy_port;
@@ -276,9 +281,10 @@ static int hold(const char *pins, struct sockaddr_in *from)
 	__u32 mark = LEAST_GRANT;
 
 	doorman = pinned(pins, "prog_doorman");
-	known = pinned(pins, "listeners");
+	marks = pinned(pins, "map_listeners");
+	doors = pinned(pins, "map_doors");
 	raw = socket(AF_INET, SOCK_RAW | SOCK_CLOEXEC, IPPROTO_RAW);
-	if (doorman < 0 || known < 0 || raw < 0 || fd < 0 || fd >= FDS_MAX ||
+	if (doorman < 0 || marks < 0 || doors < 0 || raw < 0 || fd < 0 || fd >= FDS_MAX ||
 	    setsockopt(raw, SOL_SOCKET, SO_MARK, &mark, sizeof(mark)))
 		return -1;
 	ring = ring_buffer__new(fd, on_event, from, NULL);

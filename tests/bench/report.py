@@ -8,6 +8,7 @@ of a run (default: bench.json in the build directory $O). Nothing in them is wri
 import json
 import os
 import pathlib
+import statistics
 import sys
 
 sys.dont_write_bytecode = True
@@ -66,6 +67,8 @@ all sessions.
 
 ## The hooks, program by program
 
+Medians of the rounds, each of {hooked:,} connections.
+
 {hooks}
 
 ## The paths
@@ -117,7 +120,7 @@ def result_tables(results):
         ("Relative to direct", [line for line in lines if line[0].ratio]),
         ("What the proxy costs", [line for line in lines if not line[0].ratio
                                   and line[0].key not in once]),
-        ("Memory, hooks, growth (measured once)", [line for line in lines if line[0].key in once]),
+        ("Memory, growth (measured once)", [line for line in lines if line[0].key in once]),
     )
     parts = []
     for title, chosen in groups:
@@ -142,12 +145,23 @@ def caption(results):
 
 def hook_table(results):
     grid = [["path", "program", "ns a run", "runs a connection", "us a connection"]]
-    for path, sample in results["once"]["hook-time"].items():
-        for name, program in sample.get("programs", {}).items():
-            each = program["ns_per_run"] * program["runs_per_connection"] / 1000
-            grid.append([path, name, f"{program['ns_per_run']:.0f}",
-                         f"{program['runs_per_connection']:.2f}", f"{each:.2f}"])
+    rounds = [one["samples"]["hooks"] for one in results["rounds"]]
+    for path in rounds[0]:
+        found = [samples[path]["programs"] for samples in rounds if "programs" in samples[path]]
+        for name in sorted({name for programs in found for name in programs}):
+            each, runs = zip(*(_ran(programs.get(name)) for programs in found))
+            each, runs = statistics.median(each), statistics.median(runs)
+            if runs:
+                grid.append([path, name, f"{each / runs * 1000:.0f}", f"{runs:.2f}", f"{each:.2f}"])
     return markdown_table(grid)
+
+
+def _ran(program):
+    """us and runs a connection; of one that was not called, none."""
+    if not program:
+        return 0, 0
+    runs = program["runs_per_connection"]
+    return program["ns_per_run"] * runs / 1000, runs
 
 
 def write(results):
@@ -162,6 +176,7 @@ def write(results):
         problems=f"What went wrong in measuring:\n\n{problems}\n" if found else "",
         meanings="\n".join(f"- **{row.title}**: {row.means}" for row in rows.ROWS + rows.ONCE_ROWS),
         hooks=hook_table(results),
+        hooked=results["size"]["hooked"],
         paths="\n".join(f"- **{path}**: {about}" for path, about in results["paths"].items()))
     (ROOT / "docs/performance.md").write_text(text)
     (ROOT / "docs/performance.svg").write_text(plot.draw(results))

@@ -5,6 +5,8 @@ proxy and origin, the origin's servers. All worlds exist during the whole run.
 """
 
 import contextlib
+import errno
+import ipaddress
 import json
 import os
 import pathlib
@@ -12,6 +14,7 @@ import resource
 import shutil
 import socket
 import statistics
+import struct
 import subprocess
 
 from harness import system
@@ -28,6 +31,7 @@ PEERS = pathlib.Path(__file__).resolve().parent / "peers"
 AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 
 DESCRIPTORS_APART = 1100
+SO_NETNS_COOKIE = 71
 
 # One destination can have so many connections at a time from one address: 55,536. Ports in
 # TIME_WAIT are used again after a second (tcp_tw_reuse), on all paths, or the kernel's search for a
@@ -224,7 +228,7 @@ class Floor(World):
         """The pins of one of the bench's own sets of programs, and of its maps, on a cgroup."""
         kinds = {"prog_connect4": "connect4", "prog_sockops": "sock_ops",
                  "prog_sock_release": "sock_release", "prog_getsockopt": "getsockopt",
-                 "prog_getsockname4": "getsockname4"}
+                 "prog_getsockname4": "getsockname4", "prog_getpeername4": "getpeername4"}
         pins = pathlib.Path("/sys/fs/bpf", programs)  # in our own mount namespace
         with contextlib.ExitStack() as stack:
             system.run(["bpftool", "prog", "loadall", system.O / f"tests/bench/{programs}.bpf.o",
@@ -247,20 +251,35 @@ class Floor(World):
 
 
 class FloorThatHolds(Floor):
-    """The same for a proxy that holds handshakes and shows its connections in maps."""
+    """The same for a proxy that holds handshakes and can answer for its connections."""
 
     name = "floor-hold"
     about = ("the same, which lets no client in before its server has answered, and has hooks that "
-             "do no more than enter connections in two maps")
+             "enter connections in two maps and ask what has to be known of each")
 
     @contextlib.contextmanager
     def hooks(self):
         yield self._pins
 
     def start_proxy(self):
-        self._pins = self._stack.enter_context(self.attached("least", self.clients))
+        self._pins = self._stack.enter_context(self.attached("least", self.proxy.parent))
         self.spawn_ready(self.proxy, "relay", "--hold", self._pins, ADDRESS, ELSEWHERE, PORT,
                          SINK_PORT, BULK_PORT)
+        self._enter_routes()
+
+    def _enter_routes(self):
+        """Those of IPv4 that tproxyd enters: a search among none would be nothing."""
+        with socket.socket() as one:
+            netns = one.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
+        local = json.loads(system.run(["ip", "-j", "-4", "route", "show", "table", "local"]).stdout)
+        routes = {ipaddress.ip_network(route["dst"]): 0 for route in local
+                  if route.get("type") == "local"}
+        routes[ipaddress.ip_network("0.0.0.0/0")] = errno.ENETUNREACH
+        for network, error in routes.items():
+            key = (struct.pack("=I", 160 + network.prefixlen) + netns +
+                   bytes(10) + b"\xff\xff" + network.network_address.packed)
+            system.run(["bpftool", "map", "update", "pinned", self._pins / "map_routes",
+                        "key", *map(str, key), "value", *map(str, struct.pack("=I", error))])
 
 
 class Tproxy(World):
