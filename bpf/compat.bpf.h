@@ -9,12 +9,7 @@
 #define SO_REUSEADDR 2
 
 /* The few kernel fields that are read, relocated at load time: no vmlinux.h of the build host. */
-struct sock_common {
-	unsigned char skc_reuse : 4;
-} __attribute__((preserve_access_index));
-
 struct sock {
-	struct sock_common __sk_common;
 	unsigned char sk_gso_disabled : 1, sk_kern_sock : 1;
 } __attribute__((preserve_access_index));
 

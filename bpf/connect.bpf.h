@@ -16,31 +16,25 @@ enum verdict {
 };
 
 /* Kernel sockets (NFS, SMB, Ceph) are never touched: a refusal makes NFS spin. */
-static __always_inline int is_kernel_socket(struct bpf_sock *sk)
+static __always_inline int is_kernel_socket(const struct sock *full)
 {
-	struct sock *full = (void *)bpf_skc_to_tcp_sock(sk); /* a tcp_sock begins with its sock */
-
 	return full && BPF_CORE_READ_BITFIELD(full, sk_kern_sock);
 }
 
 /* With IP_TRANSPARENT a socket may be bound to any address, and its peer's answers to it need not
  * come to where a proxy is. */
-static __always_inline int is_transparent(struct bpf_sock *sk)
+static __always_inline int is_transparent(const struct inet_sock *inet)
 {
-	struct inet_sock *inet = (void *)bpf_skc_to_tcp_sock(sk);
-
 	if (!inet)
 		return 0;
 	if (bpf_core_field_exists(inet->inet_flags))
 		return inet->inet_flags >> INET_FLAGS_TRANSPARENT & 1;
-	return BPF_CORE_READ_BITFIELD((struct inet_sock___bits *)inet, transparent);
+	return BPF_CORE_READ_BITFIELD((const struct inet_sock___bits *)inet, transparent);
 }
 
 static __always_inline const struct tp_proxy *registered(struct bpf_sock_addr *ctx,
-							 const struct tp_config *cfg)
+							 const struct tp_config *cfg, __u32 tgid)
 {
-	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
-
 	for (int i = 0; i < TP_MAX_PROXIES; i++)
 		if (cfg->proxies[i].tgid == tgid &&
 		    cfg->proxies[i].netns == bpf_get_netns_cookie(ctx))
@@ -73,9 +67,10 @@ static __always_inline struct bpf_sock *listener_lookup(struct bpf_sock_addr *ct
  * asked: there it makes a difference only until the next tproxyd registers, and only where others
  * serve the other parts. One that is leaving still connects for those it let in.
  */
-static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const struct tp_config *cfg)
+static __always_inline int is_own_connection(struct bpf_sock_addr *ctx, const struct tp_config *cfg,
+					     __u32 tgid)
 {
-	const struct tp_proxy *proxy = registered(ctx, cfg);
+	const struct tp_proxy *proxy = registered(ctx, cfg, tgid);
 	struct tp_mark *mark;
 	struct bpf_sock *sk;
 	int ours;
@@ -103,7 +98,6 @@ enum { FOUND_NOBODY = -2, FOUND_STRANGER }; /* from 0 on: a proxy */
 __noinline int listener_at(struct bpf_sock_addr *ctx, __u32 port, __u32 v4)
 {
 	struct bpf_sock *sk = listener_lookup(ctx, port, v4);
-	__u64 netns = bpf_get_netns_cookie(ctx);
 	int found = FOUND_STRANGER;
 	struct tp_mark *mark;
 
@@ -114,8 +108,8 @@ __noinline int listener_at(struct bpf_sock_addr *ctx, __u32 port, __u32 v4)
 		found = (__u8)mark->slot;
 		/* For sockops, which cannot ask before Linux 5.15; a proxy that is no tproxyd does
 		 * not know it. */
-		if (mark->netns != netns)
-			mark->netns = netns;
+		if (!mark->netns)
+			mark->netns = bpf_get_netns_cookie(ctx);
 	}
 	bpf_sk_release(sk);
 	return found;
@@ -269,9 +263,9 @@ static __always_inline void reuseaddr_lend(struct bpf_sock_addr *ctx, struct tp_
 }
 
 static __always_inline void congestion_lend(struct bpf_sock_addr *ctx, const struct tp_config *cfg,
-					    struct bpf_sock *sk, struct tp_record *rec)
+					    const struct inet_connection_sock *full,
+					    struct tp_record *rec)
 {
-	const void *full = bpf_skc_to_tcp_sock(sk);
 	char local[TP_CC_LEN] = TP_CC_LOCAL;
 	__u32 slot = rec->slot;
 
@@ -309,7 +303,7 @@ static __always_inline void take_back(struct bpf_sock_addr *ctx, struct tp_recor
 }
 
 static __always_inline long record_store(struct bpf_sock_addr *ctx, const struct tp_config *cfg,
-					 struct bpf_sock *sk, struct tp_record *rec)
+					 const void *full, struct tp_record *rec)
 {
 	__u64 ids = bpf_get_current_uid_gid();
 	const struct tp_record *last;
@@ -317,13 +311,11 @@ static __always_inline long record_store(struct bpf_sock_addr *ctx, const struct
 
 	rec->cgroup_id = bpf_get_current_cgroup_id();
 	rec->start_ns = bpf_ktime_get_boot_ns();
-	rec->pid = bpf_get_current_pid_tgid() >> 32;
 	rec->uid = (__u32)ids;
 	rec->gid = ids >> 32;
-	rec->mark = sk->mark;
 	bpf_get_current_comm(rec->comm, sizeof(rec->comm));
 	reuseaddr_lend(ctx, rec);
-	congestion_lend(ctx, cfg, sk, rec);
+	congestion_lend(ctx, cfg, full, rec);
 	err = bpf_map_update_elem(&map_socks, &rec->cookie, rec, BPF_NOEXIST);
 	/* Which error it is cannot be asked: before Linux 6.4 it is no negative long. */
 	last = err ? bpf_map_lookup_elem(&map_socks, &rec->cookie) : NULL;
@@ -366,7 +358,7 @@ static __always_inline void record_drop(struct bpf_sock_addr *ctx, const struct 
 /* 1 where the socket was made for a purpose of tproxyd's own; *ret_redirect then says whether to
  * redirect it. */
 static __always_inline int special_socket(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
-					  int *ret_redirect)
+					  __u32 tgid, int *ret_redirect)
 {
 	struct tp_mark *mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
 
@@ -374,7 +366,7 @@ static __always_inline int special_socket(struct bpf_sock_addr *ctx, struct bpf_
 	if (!mark)
 		return 0;
 	if (mark->role == TP_ROLE_REGISTER) {
-		mark->tgid = bpf_get_current_pid_tgid() >> 32;
+		mark->tgid = tgid;
 		mark->netns = bpf_get_netns_cookie(ctx);
 		return 1;
 	}
@@ -386,21 +378,24 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 						   const struct tp_config *cfg,
 						   const struct tp_endpoint *dst, __u16 *ret_port)
 {
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	int v4 = dst->family == AF_INET, forced;
 	struct bpf_sock *sk = ctx->sk;
 	enum verdict verdict;
 	struct tp_record rec;
+	const void *full;
 
 	if (!sk)
 		return VERDICT_PASS;
-	if (special_socket(ctx, sk, &forced)) {
+	full = bpf_skc_to_tcp_sock(sk); /* it begins with what it is made of, down to its sock */
+	if (special_socket(ctx, sk, tgid, &forced)) {
 		if (!forced)
 			return VERDICT_OWN;
-	} else if (is_own_connection(ctx, cfg)) {
+	} else if (is_own_connection(ctx, cfg, tgid)) {
 		COUNT(own_connection);
 		return VERDICT_OWN;
 	}
-	if (is_kernel_socket(sk)) {
+	if (is_kernel_socket(full)) {
 		COUNT(kernel_socket);
 		return VERDICT_PASS;
 	}
@@ -425,9 +420,10 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		COUNT(no_listener);
 		return VERDICT_NO_PROXY;
 	}
-	rec = (struct tp_record){.cookie = bpf_get_socket_cookie(ctx), .dst = *dst};
+	rec = (struct tp_record){
+		.cookie = bpf_get_socket_cookie(ctx), .dst = *dst, .pid = tgid, .mark = sk->mark};
 	source_read(sk, &rec);
-	if (rec.flags & TP_RECORD_BOUND_ADDR && is_transparent(sk)) {
+	if (rec.flags & TP_RECORD_BOUND_ADDR && is_transparent(full)) {
 		COUNT(transparent);
 		return VERDICT_PASS;
 	}
@@ -449,7 +445,7 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		COUNT(no_route);
 		return VERDICT_NO_ROUTE;
 	}
-	if (record_store(ctx, cfg, sk, &rec)) {
+	if (record_store(ctx, cfg, full, &rec)) {
 		COUNT(no_record_space);
 		return VERDICT_NO_PROXY;
 	}

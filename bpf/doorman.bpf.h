@@ -148,6 +148,7 @@ static __always_inline int granted(struct __sk_buff *skb, __u32 tcp_offset,
 		COUNT(hold_malformed);
 		return PACKET_DROP;
 	}
+#pragma clang loop unroll(disable)
 	for (int live = 0; live < TP_LIVE_MAPS; live++) {
 		struct tp_record *rec = granted_record(&grant, live, client, bpf_ntohl(tcp->seq));
 
@@ -164,17 +165,21 @@ static __always_inline int granted(struct __sk_buff *skb, __u32 tcp_offset,
 }
 
 /*
- * Whether the user has had his share of the ring, so that there is room in it for others. Windows
- * are written without a lock: a count that two CPUs take for the same is none that matters.
+ * Whether the user has had his share of the ring, so that there is room in it for others. Mostly it
+ * is nearly empty, and nobody counts. Windows are written without a lock: a count that two CPUs
+ * take for the same is none that matters.
  */
 static __always_inline int ring_share_used(void *ring, const struct tp_record *rec)
 {
 	__u32 index = rec->slot * TP_WINDOWS + (rec->uid * 0x9e3779b1U >> (32 - TP_WINDOW_BITS));
 	__u32 slot = rec->slot;
-	struct tp_window *window = bpf_map_lookup_elem(&map_windows, &index);
 	struct tp_proxy_stats *stats;
+	struct tp_window *window;
 	__u64 read, end;
 
+	if (bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) < TP_RING_UNCOUNTED)
+		return 0;
+	window = bpf_map_lookup_elem(&map_windows, &index);
 	if (!window)
 		return 0;
 	read = bpf_ringbuf_query(ring, BPF_RB_CONS_POS);
@@ -204,6 +209,7 @@ static __always_inline int hold(struct __sk_buff *skb, __u32 tcp_offset, const s
 	void *ring;
 
 	door = packet_door(skb, client, &key);
+#pragma clang loop unroll(disable)
 	for (int live = 0; door && live < TP_LIVE_MAPS; live++) {
 		struct tp_record *copy = live_record(&key, live);
 
@@ -290,6 +296,7 @@ static __always_inline int stray(struct __sk_buff *skb, const struct tp_endpoint
 	__u16 port;
 
 	door = packet_door(skb, client, &key);
+#pragma clang loop unroll(disable)
 	for (int live = 0; door && !rec && live < TP_LIVE_MAPS; live++)
 		rec = live_record(&key, live);
 	ring = rec ? proxy_ring(door->slot) : NULL;

@@ -36,30 +36,17 @@ static __always_inline void record_free(__u64 cookie)
 		COUNT(record_freed);
 }
 
-/* The kernel's own socket, which begins with its sock and its inet_connection_sock; or NULL. */
-static __always_inline const void *full_socket(struct bpf_sock_ops *ctx)
+/* A client that was lent something for its handshake has this callback, which nothing here needs,
+ * for a note of it: it is there without a look-up. */
+#define CALLBACK_LENT BPF_SOCK_OPS_RTO_CB_FLAG
+
+/* TCP_USER_TIMEOUT in ms; bpf_getsockopt knows it from Linux 6.1 on. */
+static __always_inline __u32 user_timeout(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
+	const struct inet_connection_sock *full = sk ? (void *)bpf_skc_to_tcp_sock(sk) : NULL;
 
-	return sk ? bpf_skc_to_tcp_sock(sk) : NULL;
-}
-
-/* TCP_USER_TIMEOUT of a full_socket(), in ms; bpf_getsockopt knows it from Linux 6.1 on. */
-static __always_inline __u32 user_timeout(const struct inet_connection_sock *full)
-{
 	return full ? full->icsk_user_timeout : 0;
-}
-
-/*
- * Of what is lent for a handshake a socket has nothing, so that its record need not be asked. It
- * may still say so, where the client itself has taken it off meanwhile.
- */
-static __always_inline int is_lent_nothing(struct bpf_sock_ops *ctx)
-{
-	const void *full = full_socket(ctx);
-
-	return full && !BPF_CORE_READ_BITFIELD((const struct sock *)full, __sk_common.skc_reuse) &&
-	       !user_timeout(full);
 }
 
 /*
@@ -74,7 +61,7 @@ static __always_inline void connect_timeout_set(struct bpf_sock_ops *ctx, struct
 	int timeout;
 
 	if (!cfg || slot >= TP_MAX_PROXIES || !cfg->proxies[slot].connect_timeout ||
-	    user_timeout(full_socket(ctx)))
+	    user_timeout(ctx))
 		return;
 	timeout = cfg->proxies[slot].connect_timeout;
 	if (!bpf_setsockopt(ctx, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout, sizeof(timeout)))
@@ -145,13 +132,14 @@ static __always_inline struct tp_mark *accepted_mark(struct bpf_sock *sk)
 	return mark && mark->role == TP_ROLE_ACCEPTED ? mark : NULL;
 }
 
-/* Client end: the handshake is over, and what was changed for it is as it was. */
+/* Client end: the handshake is over, and what was changed for it is as it was. Only one that was
+ * lent something has to be looked up. */
 static __always_inline void client_connected(struct bpf_sock_ops *ctx)
 {
 	__u64 cookie;
 	struct tp_record *rec;
 
-	if (!is_redirected(ctx) || is_lent_nothing(ctx))
+	if (!(ctx->bpf_sock_ops_cb_flags & CALLBACK_LENT) || !is_redirected(ctx))
 		return;
 	cookie = bpf_get_socket_cookie(ctx);
 	rec = bpf_map_lookup_elem(&map_socks, &cookie);
@@ -187,6 +175,7 @@ static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
 	struct tp_port_key key;
 	struct tp_record *rec;
 	__u64 cookie;
+	int callbacks;
 
 	if (!is_redirected(ctx))
 		return;
@@ -212,7 +201,10 @@ static __always_inline void client_connecting(struct bpf_sock_ops *ctx)
 	tp_port_key_set(&key, rec->netns, &src, rec->proxy_port);
 	if (bpf_map_update_elem(&map_ports, &key, &cookie, BPF_ANY))
 		COUNT(no_port_space);
-	bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+	callbacks = ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG;
+	if (rec->flags & (TP_RECORD_REUSE_LENT | TP_RECORD_TIMEOUT_LENT))
+		callbacks |= CALLBACK_LENT;
+	bpf_sock_ops_cb_flags_set(ctx, callbacks);
 }
 
 /* Client end: the socket may live on, and connect to somewhere else. */
