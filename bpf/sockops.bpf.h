@@ -37,8 +37,16 @@ static __always_inline void record_free(__u64 cookie)
 }
 
 /* A client that was lent something for its handshake has this callback, which nothing here needs,
- * for a note of it: it is there without a look-up. */
+ * for a note of it: it is there without a look-up. Whose callbacks another program has written
+ * over is looked up, too, where that can be seen. */
 #define CALLBACK_LENT BPF_SOCK_OPS_RTO_CB_FLAG
+
+static __always_inline int is_lent_nothing(struct bpf_sock_ops *ctx)
+{
+	const int all = BPF_SOCK_OPS_STATE_CB_FLAG | CALLBACK_LENT;
+
+	return (ctx->bpf_sock_ops_cb_flags & all) == BPF_SOCK_OPS_STATE_CB_FLAG;
+}
 
 /* TCP_USER_TIMEOUT in ms; bpf_getsockopt knows it from Linux 6.1 on. */
 static __always_inline __u32 user_timeout(struct bpf_sock_ops *ctx)
@@ -139,7 +147,7 @@ static __always_inline void client_connected(struct bpf_sock_ops *ctx)
 	__u64 cookie;
 	struct tp_record *rec;
 
-	if (!(ctx->bpf_sock_ops_cb_flags & CALLBACK_LENT) || !is_redirected(ctx))
+	if (is_lent_nothing(ctx) || !is_redirected(ctx))
 		return;
 	cookie = bpf_get_socket_cookie(ctx);
 	rec = bpf_map_lookup_elem(&map_socks, &cookie);

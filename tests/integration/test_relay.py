@@ -284,6 +284,23 @@ def a_held_client_of_a_silent_server_times_out_after_connect_timeout():
 
 
 @case
+def a_client_that_came_in_has_its_own_TCP_USER_TIMEOUT():
+    """While it is held that is the connect-timeout, unless it has one."""
+    words = ("--connect-timeout", "1h")
+    with Sandbox(proxy=words) as box, Server("10.77.0.1", echo) as server, black_hole() as silent_one:
+        for own, held in ((0, 3600000), (12345, 12345)):
+            with box.socket() as client:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, own)
+                client.connect(server.address)
+                assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == own
+            with box.socket() as client:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, own)
+                client.setblocking(False)
+                client.connect_ex(silent_one)
+                assert client.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == held
+
+
+@case
 def held_clients_come_in_as_others_when_hold_is_switched_off():
     """Each has one upstream at a time, and one that gives up none."""
     with black_hole() as address, tmpdir() as scratch:
