@@ -196,9 +196,8 @@ enum tp_live { TP_LIVE_PRESENT, TP_LIVE_NEXT, TP_LIVE_PREVIOUS, TP_LIVE_MAPS };
 
 /*
  * Value of map_windows, by slot of a tproxyd and user: how many SYNs of that user have come since
- * the window began. It ends when what was in the ring at its beginning has been read. None is
- * counted that finds less than TP_RING_UNCOUNTED in the ring. So of one user there are at most that
- * and twice TP_WINDOW_SYNS events in a ring, three eighths of what it holds.
+ * the window began. It ends when what was in the ring at its beginning has been read. So of one
+ * user there are at most twice TP_WINDOW_SYNS events in a ring, half of what it holds.
  */
 struct tp_window {
 	__u64 end; /* position in the ring */
@@ -206,10 +205,9 @@ struct tp_window {
 	__u32 reserved;
 };
 
-#define TP_WINDOW_BITS	  8 /* users whose numbers hash to the same window share it */
-#define TP_WINDOWS	  (1 << TP_WINDOW_BITS) /* a tproxyd */
-#define TP_WINDOW_SYNS	  2400
-#define TP_RING_UNCOUNTED (TP_RING_SIZE / 8) /* bytes */
+#define TP_WINDOW_BITS 8 /* users whose numbers hash to the same window share it */
+#define TP_WINDOWS     (1 << TP_WINDOW_BITS) /* a tproxyd */
+#define TP_WINDOW_SYNS 4800
 
 /*
  * A granted SYN carries, as its payload, whose it is and the source address that the server sees.

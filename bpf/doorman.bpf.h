@@ -165,21 +165,17 @@ static __always_inline int granted(struct __sk_buff *skb, __u32 tcp_offset,
 }
 
 /*
- * Whether the user has had his share of the ring, so that there is room in it for others. Mostly it
- * is nearly empty, and nobody counts. Windows are written without a lock: a count that two CPUs
- * take for the same is none that matters.
+ * Whether the user has had his share of the ring, so that there is room in it for others. Windows
+ * are written without a lock: a count that two CPUs take for the same is none that matters.
  */
 static __always_inline int ring_share_used(void *ring, const struct tp_record *rec)
 {
 	__u32 index = rec->slot * TP_WINDOWS + (rec->uid * 0x9e3779b1U >> (32 - TP_WINDOW_BITS));
 	__u32 slot = rec->slot;
+	struct tp_window *window = bpf_map_lookup_elem(&map_windows, &index);
 	struct tp_proxy_stats *stats;
-	struct tp_window *window;
 	__u64 read, end;
 
-	if (bpf_ringbuf_query(ring, BPF_RB_AVAIL_DATA) < TP_RING_UNCOUNTED)
-		return 0;
-	window = bpf_map_lookup_elem(&map_windows, &index);
 	if (!window)
 		return 0;
 	read = bpf_ringbuf_query(ring, BPF_RB_CONS_POS);
