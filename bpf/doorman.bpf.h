@@ -148,6 +148,8 @@ static __always_inline int granted(struct __sk_buff *skb, __u32 tcp_offset,
 		COUNT(hold_malformed);
 		return PACKET_DROP;
 	}
+	/* As the others over generations, of which there mostly is one, it stays a loop: less code
+	 * to fetch, which is in no near cache. */
 #pragma clang loop unroll(disable)
 	for (int live = 0; live < TP_LIVE_MAPS; live++) {
 		struct tp_record *rec = granted_record(&grant, live, client, bpf_ntohl(tcp->seq));
