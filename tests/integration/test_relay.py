@@ -7,6 +7,7 @@ import hashlib
 import os
 import pathlib
 import re
+import select
 import socket
 import struct
 import threading
@@ -453,6 +454,36 @@ def data_sent_before_the_server_answers_is_kept():
             client.setblocking(True)
             client.sendall(b"early")
         assert exchange.wait() == b"early"
+
+
+@case_for(ADDRESSES)
+def an_edge_triggered_epoll_of_both_ends_tells_each_event_once(address):
+    """However long one message takes after the other: each is an event of its own."""
+    def events():
+        found = []
+        while more := poll.poll(0.2):
+            found += more
+        return sorted(found)
+
+    def of_both(event):
+        return sorted((end.fileno(), event) for end in (client, server))
+
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with Sandbox() as box, socket.create_server((address, 0), family=family) as listener, \
+            box.connect(listener.getsockname()[:2]) as client, listener.accept()[0] as server, \
+            select.epoll() as poll:
+        for end in client, server:
+            poll.register(end, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        assert events() == of_both(select.EPOLLOUT)
+        client.sendall(b"question")
+        server.sendall(b"answer")
+        assert events() == of_both(select.EPOLLIN | select.EPOLLOUT)
+        assert (client.recv(100), server.recv(100)) == (b"answer", b"question")
+        client.shutdown(socket.SHUT_WR)
+        # The client's end, once or twice, as directly: at the shutdown, and when the FIN was taken.
+        assert set(events()) == {(client.fileno(), select.EPOLLOUT),
+                                 (server.fileno(), select.EPOLLIN | select.EPOLLOUT)}
+        assert server.recv(100) == b""
 
 
 @case
