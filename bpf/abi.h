@@ -16,7 +16,7 @@
 #include <stddef.h>
 
 #define ABI_MAGIC   0x74707879 /* "tpxy" */
-#define ABI_VERSION 5
+#define ABI_VERSION 6
 
 #define TP_MAX_RECORDS (1 << 24) /* in map_socks, whatever --max-connections says */
 #define TP_NAME_LEN    32	 /* instance name, NUL included */
@@ -110,6 +110,13 @@ struct tp_failed {
 };
 
 /*
+ * Value of map_checked (__u64), by its own lower bits: a fingerprint of a destination against which
+ * neither map_failed nor map_routes had anything when that was last looked up. It counts as long as
+ * tp_config.changes, which is part of it, is the same.
+ */
+#define TP_CHECKED 1024
+
+/*
  * Key of map_routes, a trie: where a connection cannot go. The value (__u32) is the errno of the
  * missing route, 0 where there is one. Written by the tproxyds of each network namespace.
  */
@@ -124,12 +131,16 @@ enum tp_role {
 	TP_ROLE_NONE,
 	TP_ROLE_LISTENER, /* trusted listener: clients may be sent here */
 	TP_ROLE_ACCEPTED, /* accepted from one, with the client's record */
-	TP_ROLE_REGISTER, /* throw-away socket: connect() stores the caller's tgid and netns, passes
-			   */
-	TP_ROLE_SELFTEST, /* throw-away socket: connect() is redirected even for a proxy */
+	TP_ROLE_REGISTER, /* throw-away socket: connect() to TP_REGISTER_PORT stores the caller's
+			   * tgid and netns, and passes */
+	TP_ROLE_SELFTEST, /* throw-away socket: connect() to TP_SELFTEST_PORT is redirected even for
+			   * a proxy */
 	TP_ROLE_LEAVING,  /* listener to which no more clients are sent; those on their way come in
 			   */
 };
+
+#define TP_REGISTER_PORT 0 /* such a connect() cannot succeed, and need not */
+#define TP_SELFTEST_PORT 9 /* of loopback: redirected or not, it does not leave the host */
 
 /*
  * Value of map_listeners (BPF_MAP_TYPE_SK_STORAGE, BPF_F_CLONE). User space writes it, through a
@@ -290,6 +301,8 @@ struct tp_config {
 	__u32 grant;   /* SO_MARK of SYNs that the doorman lets pass; random, made by the loader */
 	__u64 build;   /* identifies the BPF object that is loaded */
 	__u64 loaded_ns; /* CLOCK_REALTIME of the last load */
+	__u32 changes; /* of map_failed and map_routes so far; added to when they have been made */
+	__u32 reserved;
 	char name[TP_NAME_LEN];
 	struct tp_proxy proxies[TP_MAX_PROXIES];
 };
@@ -386,7 +399,7 @@ _Static_assert(sizeof(struct tp_event_syn) == 208, "tp_event_syn");
 _Static_assert(sizeof(struct tp_event_gone) == 16, "tp_event_gone");
 _Static_assert(offsetof(struct tp_event_stray, segment) == 32, "tp_event_stray");
 _Static_assert(sizeof(struct tp_proxy) == 24, "tp_proxy");
-_Static_assert(sizeof(struct tp_config) == 456, "tp_config");
+_Static_assert(sizeof(struct tp_config) == 464, "tp_config");
 _Static_assert(sizeof(struct tp_failed) == 16, "tp_failed");
 _Static_assert(sizeof(struct tp_window) == 16, "tp_window");
 

@@ -172,26 +172,74 @@ static __always_inline int route_error(__u64 netns, const struct tp_endpoint *ds
 	return error ? *error : 0;
 }
 
-/* VERDICT_REDIRECT: it did not, as far as is known. */
-static __always_inline enum verdict failed_before(const struct tp_record *rec, __u32 mark)
+/* A failure of the destination that is not long ago, or NULL. */
+static __always_inline const struct tp_failed *failed_before(const struct tp_record *rec)
 {
-	struct tp_failed *failed;
+	const struct tp_failed *failed;
 	struct tp_port_key key;
 
 	tp_port_key_set(&key, rec->netns, &rec->dst, 0);
 	failed = bpf_map_lookup_elem(&map_failed, &key);
-	if (!failed || failed->until <= bpf_ktime_get_boot_ns())
-		return VERDICT_REDIRECT;
+	return failed && failed->until > bpf_ktime_get_boot_ns() ? failed : NULL;
+}
+
+static __always_inline enum verdict failed_verdict(const struct tp_failed *failed,
+						   const struct tp_record *rec)
+{
 	if (!failed->error) {
 		COUNT(failed_before);
 		return VERDICT_PASS;
 	}
 	/* One that chose its source, or has a mark and so perhaps another, has other ports left. */
-	if (!retval_settable() || mark ||
+	if (!retval_settable() || rec->mark ||
 	    rec->flags & (TP_RECORD_BOUND_ADDR | TP_RECORD_BOUND_PORT))
 		return VERDICT_REDIRECT;
 	COUNT(no_local_port);
 	return VERDICT_NO_PORT;
+}
+
+/* See map_checked. That two destinations have the same one would cost an errno. */
+static __always_inline __u64 fingerprint(const struct tp_record *rec, __u32 changes)
+{
+	const __u64 spread = 0x9e3779b97f4a7c15;
+	const __u32 *w = (const __u32 *)rec->dst.ip;
+	__u64 h = rec->netns ^ (__u64)changes << 32;
+
+	h = (h ^ ((__u64)w[0] << 32 | w[1])) * spread;
+	h = (h ^ h >> 32 ^ ((__u64)w[2] << 32 | w[3])) * spread;
+	h = (h ^ h >> 32 ^ rec->dst.port) * spread;
+	return h ^ h >> 32;
+}
+
+/* What is known against the destination; VERDICT_REDIRECT: nothing. */
+static __always_inline enum verdict destination_check(const struct tp_config *cfg,
+						      const struct tp_record *rec)
+{
+	/* Read before the maps are: what changes meanwhile has another one. */
+	__u64 print = fingerprint(rec, *(const volatile __u32 *)&cfg->changes);
+	__u32 index = print % TP_CHECKED;
+	__u64 *checked = bpf_map_lookup_elem(&map_checked, &index);
+	const struct tp_failed *failed;
+
+	/* A mark may have routes of its own. */
+	if (!rec->mark && checked && *checked == print)
+		return VERDICT_REDIRECT;
+	failed = failed_before(rec);
+	if (failed) {
+		enum verdict verdict = failed_verdict(failed, rec);
+
+		if (verdict != VERDICT_REDIRECT)
+			return verdict;
+	}
+	if (rec->mark)
+		return VERDICT_REDIRECT;
+	if (route_error(rec->netns, &rec->dst)) {
+		COUNT(no_route);
+		return VERDICT_NO_ROUTE;
+	}
+	if (!failed && checked)
+		*checked = print;
+	return VERDICT_REDIRECT;
 }
 
 /*
@@ -355,23 +403,22 @@ static __always_inline void record_drop(struct bpf_sock_addr *ctx, const struct 
 		bpf_map_delete_elem(socks, &cookie);
 }
 
-/* 1 where the socket was made for a purpose of tproxyd's own; *ret_redirect then says whether to
- * redirect it. */
-static __always_inline int special_socket(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
-					  __u32 tgid, int *ret_redirect)
+/* What a socket of tproxyd's own was made for; those have marks, and go to these ports alone. */
+static __always_inline __u32 special_role(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
+					  __u16 port, __u32 tgid)
 {
-	struct tp_mark *mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
+	struct tp_mark *mark;
 
-	*ret_redirect = 0;
+	if (port != TP_REGISTER_PORT && port != TP_SELFTEST_PORT)
+		return TP_ROLE_NONE;
+	mark = bpf_sk_storage_get(&map_listeners, sk, 0, 0);
 	if (!mark)
-		return 0;
+		return TP_ROLE_NONE;
 	if (mark->role == TP_ROLE_REGISTER) {
 		mark->tgid = tgid;
 		mark->netns = bpf_get_netns_cookie(ctx);
-		return 1;
 	}
-	*ret_redirect = mark->role == TP_ROLE_SELFTEST;
-	return *ret_redirect;
+	return mark->role;
 }
 
 static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
@@ -379,22 +426,23 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 						   const struct tp_endpoint *dst, __u16 *ret_port)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	int v4 = dst->family == AF_INET, forced;
+	int v4 = dst->family == AF_INET;
 	struct bpf_sock *sk = ctx->sk;
 	enum verdict verdict;
 	struct tp_record rec;
 	const void *full;
+	__u32 role;
 
 	if (!sk)
 		return VERDICT_PASS;
-	full = bpf_skc_to_tcp_sock(sk); /* it begins with what it is made of, down to its sock */
-	if (special_socket(ctx, sk, tgid, &forced)) {
-		if (!forced)
-			return VERDICT_OWN;
-	} else if (is_own_connection(ctx, cfg, tgid)) {
+	role = special_role(ctx, sk, dst->port, tgid);
+	if (role == TP_ROLE_REGISTER)
+		return VERDICT_OWN;
+	if (role != TP_ROLE_SELFTEST && is_own_connection(ctx, cfg, tgid)) {
 		COUNT(own_connection);
 		return VERDICT_OWN;
 	}
+	full = bpf_skc_to_tcp_sock(sk); /* it begins with what it is made of, down to its sock */
 	if (is_kernel_socket(full)) {
 		COUNT(kernel_socket);
 		return VERDICT_PASS;
@@ -438,13 +486,9 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		COUNT(source_taken);
 		return VERDICT_PASS;
 	}
-	verdict = failed_before(&rec, sk->mark);
+	verdict = destination_check(cfg, &rec);
 	if (verdict != VERDICT_REDIRECT)
 		return verdict;
-	if (!sk->mark && route_error(rec.netns, dst)) { /* a mark may have routes of its own */
-		COUNT(no_route);
-		return VERDICT_NO_ROUTE;
-	}
 	if (record_store(ctx, cfg, full, &rec)) {
 		COUNT(no_record_space);
 		return VERDICT_NO_PROXY;

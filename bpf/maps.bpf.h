@@ -74,6 +74,14 @@ struct {
 	__type(value, struct tp_failed);
 } map_failed SEC(".maps");
 
+/* Spares a client two look-ups; a destination that has lost its place to another is looked up. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, TP_CHECKED);
+	__type(key, __u32);
+	__type(value, __u64);
+} map_checked SEC(".maps");
+
 /* A few entries a tproxyd; those of listeners that have gone are pushed out by new ones. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

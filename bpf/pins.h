@@ -36,6 +36,7 @@
 	X(rings)      \
 	X(routes)     \
 	X(failed)     \
+	X(checked)    \
 	X(stats)      \
 	X(proxies)    \
 	X(windows)

@@ -22,15 +22,13 @@
 #define SELFTEST_TIMEOUT_MS  2000
 #define KEEPALIVE_IDLE_S     60
 #define KEEPALIVE_INTERVAL_S 10
-#define SELFTEST_PORT	     9
 #define SELFTEST_SOCKETS     1000
 #define MARK_TRIES	     5
 #define MARK_MS		     10
 
-/* The discard port here: should the connection not be redirected, it leaves the host in no case. */
 static const struct tp_endpoint selftest_dst[FAMILY_COUNT] = {
-	{{[10] = 0xff, 0xff, 127, 0, 0, 1}, SELFTEST_PORT, AF_INET},
-	{{[15] = 1}, SELFTEST_PORT, AF_INET6},
+	{{[10] = 0xff, 0xff, 127, 0, 0, 1}, TP_SELFTEST_PORT, AF_INET},
+	{{[15] = 1}, TP_SELFTEST_PORT, AF_INET6},
 };
 
 static const struct tp_endpoint loopback[FAMILY_COUNT] = {
@@ -285,12 +283,13 @@ static struct tp_proxy *take_slot(const struct proxy *p)
 int listener_identify(struct proxy *p, struct failure *f)
 {
 	struct sockaddr_in nowhere = {.sin_family = AF_INET,
+				      .sin_port = htons(TP_REGISTER_PORT),
 				      .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	struct tp_mark mark = {0};
 	int fd _cleanup_fd_ = -1;
 	int err;
 
-	/* The connect itself cannot succeed, and need not: the hook runs before it is tried. */
+	/* The hook runs before it is tried. */
 	fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
 	if (fd < 0)
 		return fail(f, -errno, "cannot open a socket: %m");

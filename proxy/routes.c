@@ -244,6 +244,7 @@ static int publish(struct proxy *p, const struct snapshot *snap)
 	}
 	if (at && at->netns == p->netns && !in_snapshot(snap, at))
 		bpf_map_delete_elem(map, at);
+	instance_changed(&p->instance);
 	return 0;
 }
 

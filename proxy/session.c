@@ -55,6 +55,7 @@ static void note_failed(const struct proxy *p, const struct tp_record *client, u
 	clock_gettime(CLOCK_BOOTTIME, &now);
 	failed.until = now.tv_sec * 1000000000ULL + now.tv_nsec + ms * 1000000;
 	bpf_map_update_elem(p->instance.map[PIN_MAP_failed], &key, &failed, BPF_ANY);
+	instance_changed(&p->instance);
 }
 
 /* The client of a failed upstream met a reset; if it tries again it meets the native error. */

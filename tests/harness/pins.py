@@ -12,7 +12,7 @@ HOOKS = ["connect4", "connect6", "sockops", "getsockopt", "getpeername4", "getpe
          "getsockname4", "getsockname6", "sock_release"]
 FILTERS = ["doorman"]
 MAPS = ["config", "socks", "ports", "live_socks", "live_ports", "listeners", "doors", "rings", "routes",
-        "failed", "stats", "proxies", "windows"]
+        "failed", "checked", "stats", "proxies", "windows"]
 KERNELS_OWN = {"maps.debug", "progs.debug"}
 
 # struct tp_config

@@ -10,7 +10,7 @@ import signal
 import socket
 import struct
 
-from harness import (PROXY_PORT, PROXY_PORTS, Failed, Sandbox, Server, UNPRIVILEGED, banner, case,
+from harness import (PROXY_PORT, PROXY_PORTS, UNHELD, Failed, Sandbox, Server, UNPRIVILEGED, banner, case,
                      case_for, echo, free_port, hello, in_netns, line, main, new_netns, redirected,
                      refusal, run, silent, wait_for)
 
@@ -231,6 +231,70 @@ def a_source_that_no_interface_has_is_the_one_the_server_sees():
             line(client)
             assert redirected(client)
             assert server.peers[-1][0] == "fd66::5"
+
+
+def at_once(box, address):
+    """What connect() says without waiting."""
+    with box.socket(V6 if ":" in address[0] else V4) as client:
+        client.setblocking(False)
+        return client.connect_ex(address)
+
+
+@case_for({"IPv4": ("10.67.0.1", "32"), "IPv6": ("fd67::1", "128")})
+def a_destination_that_was_reached_is_looked_up_again_when_its_route_goes(address, bits):
+    def change(what):
+        run(["ip", "addr", what, f"{address}/{bits}", "dev", "lo"])
+
+    change("add")
+    with Sandbox() as box, Server(address, banner) as server:
+        with box.connect(server.address) as client:
+            assert redirected(client)
+        assert any(entry["value"] for entry in box.map("checked"))
+        for _ in range(2):
+            assert at_once(box, server.address) == errno.EINPROGRESS
+            change("del")
+            wait_for(lambda: at_once(box, server.address) == errno.ENETUNREACH, "no route")
+            change("add")
+            wait_for(lambda: at_once(box, server.address) == errno.EINPROGRESS, "the route to be back")
+        assert box.counters()["no_route"] >= 2
+    change("del")
+
+
+@case
+def a_destination_that_was_reached_is_left_alone_once_it_has_failed():
+    with Sandbox(proxy=(*UNHELD, "--native-retry", "1m")) as box:
+        with Server("10.77.0.1", banner) as server:
+            for _ in range(2):
+                with box.connect(server.address) as client:
+                    line(client)
+        with contextlib.suppress(ConnectionResetError), box.connect(server.address) as client:
+            raise Failed(f"no reset, but {client.recv(100)!r}")
+        assert not box.counters()["failed_before"]
+        box.proxy.wait_log("end=connect-failed")
+        with box.socket() as client:
+            assert client.connect_ex(server.address) == errno.ECONNREFUSED
+        assert box.counters()["failed_before"] == 1
+
+
+@case
+def whom_a_failure_does_not_concern_leaves_it_to_others():
+    """One that chose its source may have a local port where others have none."""
+    with Sandbox() as box, Server("10.77.0.1", banner) as server:
+        netns = box.config()["proxies"][0]["netns"]
+        key = struct.pack("=Q12s4sHHI", netns, bytes(10) + b"\xff\xff",
+                          socket.inet_aton("10.77.0.1"), server.port, 0, 0)
+        value = struct.pack("=QII", 1 << 62, errno.EADDRNOTAVAIL, 0)
+        run(["bpftool", "map", "update", "pinned", box.pins / "map_failed", "key", "hex",
+             *key.hex(" ").split(), "value", "hex", *value.hex(" ").split()])
+        for _ in range(2):
+            with box.socket() as client:
+                client.bind(("10.77.0.1", 0))
+                client.connect(server.address)
+                assert redirected(client)
+        if refusal() == errno.EPERM:
+            return  # before Linux 5.18 it cannot be told to anybody
+        assert at_once(box, server.address) == errno.EADDRNOTAVAIL
+        assert box.counters()["no_local_port"] == 1
 
 
 @case

@@ -40,6 +40,10 @@
 #define failed_VALUE sizeof(struct tp_failed)
 #define failed_TYPE  BPF_MAP_TYPE_LRU_HASH
 
+#define checked_KEY   sizeof(__u32)
+#define checked_VALUE sizeof(__u64)
+#define checked_TYPE  BPF_MAP_TYPE_ARRAY
+
 #define rings_KEY   sizeof(__u32)
 #define rings_VALUE sizeof(__u32)
 #define rings_TYPE  BPF_MAP_TYPE_ARRAY_OF_MAPS
@@ -225,6 +229,11 @@ void instance_close(struct instance *inst)
 	if (inst->config)
 		munmap(inst->config, sizeof(*inst->config));
 	inst->config = NULL;
+}
+
+void instance_changed(const struct instance *inst)
+{
+	__atomic_add_fetch(&inst->config->changes, 1, __ATOMIC_SEQ_CST);
 }
 
 int instance_find_map(int prog_fd, enum pin_map map)

@@ -92,6 +92,9 @@ struct instance {
 int instance_open(const char *name, unsigned int wanted, struct instance *ret, struct failure *f);
 void instance_close(struct instance *inst);
 
+/* To be called when map_failed or map_routes have been changed: the hooks look there anew. */
+void instance_changed(const struct instance *inst);
+
 /* Opens one pinned map and checks it is what our table says. Returns an fd or -errno. */
 int instance_open_map(const char *name, const char *suffix, enum pin_map map, struct failure *f);
 
