@@ -112,7 +112,7 @@ ROUND = {
     "bulk-down-8": _bulk(8, "--reverse"),
     "hooks": _hook_time,
 }
-HOOKED = ("floor", "floor-hold", *worlds.ALONE)  # the paths that have any of their own
+ONLY = {"hooks": ("floor", "floor-hold", *worlds.ALONE)}  # the paths of a test that is not of all
 
 
 def _problem(error):
@@ -146,7 +146,7 @@ def run_round(number, all_worlds, size, report):
             continue
         report(test)
         samples[test] = {world.name: sample(test, world, size) for world in order
-                         if test != "hooks" or world.name in HOOKED}
+                         if world.name in ONLY.get(test, (world.name,))}
     end = machine.machine_times()
     return {"steal_percent": round(machine.steal_percent(begin, end), 2),
             "load": os.getloadavg()[0], "samples": samples}

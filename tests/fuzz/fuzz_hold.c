@@ -19,6 +19,7 @@
 #define MAX_STEPS 64
 #define SELF	  77 /* tproxyd's own pid */
 
+static struct tp_config config;
 static struct shared shared;
 static struct session sessions[SLOTS];
 static struct pipe pipes[PIPES];
@@ -41,6 +42,7 @@ static void begin(struct proxy *p)
 			    .tgid = SELF,
 			    .now_ms = 1000,
 			    .fd_limit = FD_COUNT};
+	p->instance.config = &config;
 	pipes_init(&p->pipes, pipes, PIPES, &pipes_used);
 	insist(!table_init(&p->table, sessions, SLOTS, &slots_used, &f));
 }

@@ -21,6 +21,7 @@
 #define DESCRIPTORS   64
 #define MAX_SCRIBBLES 48
 
+static struct tp_config config;
 static struct shared *memory;
 static struct shared *pristine;
 static size_t memory_size;
@@ -35,6 +36,7 @@ static void fresh(struct proxy *p, struct shared *sh)
 			    .stats = &stats_nowhere,
 			    .now_ms = 100000,
 			    .fd_limit = FD_FIRST + FD_COUNT};
+	p->instance.config = &config;
 	pipes_init(&p->pipes, shared_pipes(sh), PIPES, &sh->pipes_used);
 	insist(!table_init(&p->table, shared_sessions(sh), SLOTS, &sh->slots_used, &f));
 }

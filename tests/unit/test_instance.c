@@ -106,7 +106,7 @@ static void test_abi_offsets(void **state)
 	assert_int_equal(offsetof(struct tp_config, magic), 0);
 	assert_int_equal(offsetof(struct tp_config, abi), 4);
 	assert_int_equal(offsetof(struct tp_config, port), 16);
-	assert_int_equal(offsetof(struct tp_config, proxies), 72);
+	assert_int_equal(offsetof(struct tp_config, proxies), 80);
 }
 
 /* A hash key is compared byte by byte: padding the compiler adds would be compared as well. */
