@@ -110,9 +110,9 @@ struct tp_failed {
 };
 
 /*
- * Value of map_checked (__u64), by its own lower bits: a fingerprint of a destination against which
- * neither map_failed nor map_routes had anything when that was last looked up. It counts as long as
- * tp_config.changes, which is part of it, is the same.
+ * Value of map_checked (__u64), by its own lower bits: a fingerprint of a network namespace and a
+ * destination against which neither map_failed nor map_routes had anything when that was last
+ * looked up. It counts as long as tp_config.changes, which is part of it, is the same.
  */
 #define TP_CHECKED 1024
 
@@ -301,7 +301,7 @@ struct tp_config {
 	__u32 grant;   /* SO_MARK of SYNs that the doorman lets pass; random, made by the loader */
 	__u64 build;   /* identifies the BPF object that is loaded */
 	__u64 loaded_ns; /* CLOCK_REALTIME of the last load */
-	__u32 changes; /* of map_failed and map_routes so far; added to when they have been made */
+	__u32 changes;	 /* to map_failed and map_routes so far; counted when they have been made */
 	__u32 reserved;
 	char name[TP_NAME_LEN];
 	struct tp_proxy proxies[TP_MAX_PROXIES];

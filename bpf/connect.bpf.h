@@ -198,31 +198,39 @@ static __always_inline enum verdict failed_verdict(const struct tp_failed *faile
 	return VERDICT_NO_PORT;
 }
 
-/* See map_checked. That two destinations have the same one would cost an errno. */
-static __always_inline __u64 fingerprint(const struct tp_record *rec, __u32 changes)
+/* See map_checked. That two destinations have one would cost an errno; so that nobody brings it
+ * about, a number that is not known goes into it. */
+static __always_inline __u64 fingerprint(const struct tp_config *cfg, const struct tp_record *rec,
+					 __u32 changes)
 {
 	const __u64 spread = 0x9e3779b97f4a7c15;
 	const __u32 *w = (const __u32 *)rec->dst.ip;
-	__u64 h = rec->netns ^ (__u64)changes << 32;
+	__u64 h = (rec->netns ^ (__u64)changes << 32 ^ cfg->grant) * spread;
 
-	h = (h ^ ((__u64)w[0] << 32 | w[1])) * spread;
+	h = (h ^ h >> 32 ^ ((__u64)w[0] << 32 | w[1])) * spread;
 	h = (h ^ h >> 32 ^ ((__u64)w[2] << 32 | w[3])) * spread;
 	h = (h ^ h >> 32 ^ rec->dst.port) * spread;
 	return h ^ h >> 32;
 }
 
-/* What is known against the destination; VERDICT_REDIRECT: nothing. */
+/*
+ * What is known against the destination; VERDICT_REDIRECT: nothing. With `changes` of before the
+ * maps are read, what is found in them counts for no later state of theirs.
+ */
 static __always_inline enum verdict destination_check(const struct tp_config *cfg,
-						      const struct tp_record *rec)
+						      const struct tp_record *rec, __u32 changes)
 {
-	/* Read before the maps are: what changes meanwhile has another one. */
-	__u64 print = fingerprint(rec, *(const volatile __u32 *)&cfg->changes);
+	__u64 print = fingerprint(cfg, rec, changes);
 	__u32 index = print % TP_CHECKED;
-	__u64 *checked = bpf_map_lookup_elem(&map_checked, &index);
 	const struct tp_failed *failed;
+	__u64 *checked;
 
-	/* A mark may have routes of its own. */
-	if (!rec->mark && checked && *checked == print)
+	if (rec->mark) { /* may have routes of its own */
+		failed = failed_before(rec);
+		return failed ? failed_verdict(failed, rec) : VERDICT_REDIRECT;
+	}
+	checked = bpf_map_lookup_elem(&map_checked, &index);
+	if (checked && *checked == print)
 		return VERDICT_REDIRECT;
 	failed = failed_before(rec);
 	if (failed) {
@@ -231,8 +239,6 @@ static __always_inline enum verdict destination_check(const struct tp_config *cf
 		if (verdict != VERDICT_REDIRECT)
 			return verdict;
 	}
-	if (rec->mark)
-		return VERDICT_REDIRECT;
 	if (route_error(rec->netns, &rec->dst)) {
 		COUNT(no_route);
 		return VERDICT_NO_ROUTE;
@@ -425,6 +431,8 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 						   const struct tp_config *cfg,
 						   const struct tp_endpoint *dst, __u16 *ret_port)
 {
+	/* So early that no processor reads the maps that it counts before it. */
+	__u32 changes = *(const volatile __u32 *)&cfg->changes;
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	int v4 = dst->family == AF_INET;
 	struct bpf_sock *sk = ctx->sk;
@@ -486,7 +494,7 @@ static __always_inline enum verdict connect_decide(struct bpf_sock_addr *ctx,
 		COUNT(source_taken);
 		return VERDICT_PASS;
 	}
-	verdict = destination_check(cfg, &rec);
+	verdict = destination_check(cfg, &rec, changes);
 	if (verdict != VERDICT_REDIRECT)
 		return verdict;
 	if (record_store(ctx, cfg, full, &rec)) {

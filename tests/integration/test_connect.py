@@ -242,22 +242,44 @@ def at_once(box, address):
 
 @case_for({"IPv4": ("10.67.0.1", "32"), "IPv6": ("fd67::1", "128")})
 def a_destination_that_was_reached_is_looked_up_again_when_its_route_goes(address, bits):
-    def change(what):
-        run(["ip", "addr", what, f"{address}/{bits}", "dev", "lo"])
+    def change(what, check=True):
+        run(["ip", "addr", what, f"{address}/{bits}", "dev", "lo"], check)
 
     change("add")
-    with Sandbox() as box, Server(address, banner) as server:
-        with box.connect(server.address) as client:
-            assert redirected(client)
-        assert any(entry["value"] for entry in box.map("checked"))
-        for _ in range(2):
-            assert at_once(box, server.address) == errno.EINPROGRESS
-            change("del")
-            wait_for(lambda: at_once(box, server.address) == errno.ENETUNREACH, "no route")
-            change("add")
-            wait_for(lambda: at_once(box, server.address) == errno.EINPROGRESS, "the route to be back")
-        assert box.counters()["no_route"] >= 2
-    change("del")
+    try:
+        with Sandbox() as box, Server(address, banner) as server:
+            with box.connect(server.address) as client:
+                assert redirected(client)
+            assert any(entry["value"] for entry in box.map("checked"))
+            for _ in range(2):
+                assert at_once(box, server.address) == errno.EINPROGRESS
+                change("del")
+                wait_for(lambda: at_once(box, server.address) == errno.ENETUNREACH, "no route")
+                change("add")
+                wait_for(lambda: at_once(box, server.address) == errno.EINPROGRESS, "the route")
+            assert box.counters()["no_route"] >= 2
+    finally:
+        change("del", check=False)
+
+
+@case
+def a_destination_that_was_reached_does_not_stand_for_another():
+    """Nor one that differs by what changes of the routes add to the count of them."""
+    others = [f"{low:x}00::ffff:a43:1" for low in range(1, 16)]
+    for other in others:
+        run(["ip", "addr", "add", f"{other}/128", "dev", "lo"])
+    try:
+        with Sandbox() as box:
+            before = box.config()["changes"]
+            for other in others:
+                assert at_once(box, (other, 4242)) == errno.EINPROGRESS
+            run(["ip", "addr", "add", "10.67.0.9/32", "dev", "lo"])
+            wait_for(lambda: box.config()["changes"] > before, "the route to be known")
+            assert at_once(box, ("10.67.0.1", 4242)) == errno.ENETUNREACH
+            run(["ip", "addr", "del", "10.67.0.9/32", "dev", "lo"])
+    finally:
+        for other in others:
+            run(["ip", "addr", "del", f"{other}/128", "dev", "lo"])
 
 
 @case
