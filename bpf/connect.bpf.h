@@ -220,18 +220,18 @@ static __always_inline __u64 fingerprint(const struct tp_config *cfg, const stru
 static __always_inline enum verdict destination_check(const struct tp_config *cfg,
 						      const struct tp_record *rec, __u32 changes)
 {
-	__u64 print = fingerprint(cfg, rec, changes);
-	__u32 index = print % TP_CHECKED;
 	const struct tp_failed *failed;
-	__u64 *checked;
+	__u64 *checked = NULL, print = 0;
 
-	if (rec->mark) { /* may have routes of its own */
-		failed = failed_before(rec);
-		return failed ? failed_verdict(failed, rec) : VERDICT_REDIRECT;
+	if (!rec->mark) { /* a mark may have routes of its own */
+		__u32 index;
+
+		print = fingerprint(cfg, rec, changes);
+		index = print % TP_CHECKED;
+		checked = bpf_map_lookup_elem(&map_checked, &index);
+		if (checked && *checked == print)
+			return VERDICT_REDIRECT;
 	}
-	checked = bpf_map_lookup_elem(&map_checked, &index);
-	if (checked && *checked == print)
-		return VERDICT_REDIRECT;
 	failed = failed_before(rec);
 	if (failed) {
 		enum verdict verdict = failed_verdict(failed, rec);
@@ -239,7 +239,7 @@ static __always_inline enum verdict destination_check(const struct tp_config *cf
 		if (verdict != VERDICT_REDIRECT)
 			return verdict;
 	}
-	if (route_error(rec->netns, &rec->dst)) {
+	if (!rec->mark && route_error(rec->netns, &rec->dst)) {
 		COUNT(no_route);
 		return VERDICT_NO_ROUTE;
 	}
