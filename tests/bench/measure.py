@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """
 What is measured. A test takes a world and gives a sample: a dictionary of numbers. Those of ROUND
-are made once a round on each path, the paths in turn; the others once at the end.
+are made once a round on each path, the paths in turn, and the hooks are timed after each of them;
+the others are made once at the end.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import dataclasses
 import json
 import os
 import resource
+import statistics
 import subprocess
 import time
 
@@ -34,20 +36,21 @@ class Size:
     probes: int
     passes: int  # over these numbers, as the machine's own speed changes meanwhile
     past: int  # connections after which the rate is looked at again
-    hooked: int  # connections for which hooks are timed, in a round
+    hooked: int  # connections for which hooks are timed, in a turn
+    hook_turns: int  # on each path, after each test of a round
 
 
 FULL = Size(rounds=9, sequential=10000, parallel=10000, milliseconds=700, bulk_seconds=1,
             bulk_every=2, idle=10000, live=(1, 100, 1000, 9000, 50000), probes=5000, passes=5,
-            past=200000, hooked=2000)
+            past=200000, hooked=500, hook_turns=2)
 QUICK = Size(rounds=2, sequential=1000, parallel=1000, milliseconds=150, bulk_seconds=1,
              bulk_every=2, idle=1000, live=(1, 100, 2000), probes=1000, passes=2, past=10000,
-             hooked=500)
+             hooked=250, hook_turns=1)
 
 # What a path may do wrong without being the end of the run: fail, refuse, stand still.
 PROBLEMS = (AssertionError, RuntimeError, OSError, subprocess.TimeoutExpired)
 
-TURNS = 100  # for each path in `past`: the machine changes its speed within seconds
+PAST_TURNS = 100  # for each path, over the connections in `past`
 
 
 def fit(size):
@@ -87,18 +90,6 @@ def _bulk(streams, *words):
     return measure
 
 
-def _hook_time(world, size):
-    with world.hooks() as pins, machine.HookStatistics(pins) as statistics:
-        count = world.load("connect", ADDRESS, PORT, size.hooked, 1)["count"]
-        world.wait_idle()
-        programs = statistics.programs()
-    total = sum(program["ns"] for program in programs.values())
-    return {"us_per_connection": total / 1e3 / count,
-            "programs": {name: {"ns_per_run": round(program["ns"] / program["runs"], 1),
-                                "runs_per_connection": round(program["runs"] / count, 3)}
-                         for name, program in programs.items() if program["runs"]}}
-
-
 ROUND = {
     "sequential": _sequential,
     "parallel": _parallel,
@@ -110,14 +101,16 @@ ROUND = {
     "bulk-down-1": _bulk(1, "--reverse"),
     "bulk-up-8": _bulk(8),
     "bulk-down-8": _bulk(8, "--reverse"),
-    "hooks": _hook_time,
 }
-ONLY = {"hooks": ("floor", "floor-hold", *worlds.ALONE)}  # the paths of a test that is not of all
 
 
 def _problem(error):
     """A line for the results."""
     return {"error": (str(error).strip().splitlines() or [type(error).__name__])[-1]}
+
+
+def _is_problem(given):
+    return isinstance(given, dict) and "error" in given
 
 
 def sample(test, world, size):
@@ -133,20 +126,75 @@ def sample(test, world, size):
 
 def rotated(all_worlds, number):
     """Each round, or turn, begins with another path."""
-    at = number % len(all_worlds)
+    at = number % max(len(all_worlds), 1)
     return all_worlds[at:] + all_worlds[:at]
 
 
+def _turn(number, chosen, measure, size):
+    """One short test on each path. The machine changes its speed within seconds: over many turns
+    all paths have the same one."""
+    given = {}
+    for world in rotated(chosen, number):
+        try:
+            world.wait_idle()
+            given[world.name] = measure(world, size)
+        except PROBLEMS as error:
+            given[world.name] = _problem(error)
+    return given
+
+
+def _by_path(turns):
+    """{path: what its turns gave, or its last problem}."""
+    found = {}
+    for turn in turns:
+        for name, given in turn.items():
+            found.setdefault(name, []).append(given)
+    return {name: next((one for one in reversed(given) if _is_problem(one)), given)
+            for name, given in found.items()}
+
+
+def _hook_turn(world, size):
+    with world.hooks() as pins, machine.HookStatistics(pins) as kernel:
+        shown = world.load("connect", ADDRESS, PORT, size.hooked, 1)
+        world.wait_idle()
+        programs = kernel.programs()
+    count = shown["count"]
+    return {"count": count, "failures": shown["failures"],
+            "programs": {name: {"us": program["ns"] / 1e3 / count, "runs": program["runs"] / count}
+                         for name, program in programs.items() if program["runs"]}}
+
+
+def _hook_sample(turns):
+    """A round's, of its turns: medians, as a turn is short enough to be hit by another guest."""
+    def median(name, what):
+        return round(statistics.median(turn["programs"].get(name, {}).get(what, 0)
+                                       for turn in turns), 3)
+
+    names = {name for turn in turns for name in turn["programs"]}
+    each = [sum(program["us"] for program in turn["programs"].values()) for turn in turns]
+    return {"count": sum(turn["count"] for turn in turns),
+            "failures": sum(turn["failures"] for turn in turns),
+            "us_per_connection": statistics.median(each),
+            "turns": [round(one, 3) for one in each],
+            "programs": {name: {"us": median(name, "us"), "runs": median(name, "runs")}
+                         for name in sorted(names)}}
+
+
 def run_round(number, all_worlds, size, report):
-    """Every test on every path."""
-    begin, samples = machine.machine_times(), {}
+    """Every test on every path, and after each the hooks."""
+    begin, samples, hooks = machine.machine_times(), {}, []
     order = rotated(all_worlds, number)
+    with_hooks = [world for world in order if world.name in ("floor", "floor-hold", *worlds.ALONE)]
     for test in ROUND:
         if test in BULK and number % size.bulk_every:
             continue
         report(test)
-        samples[test] = {world.name: sample(test, world, size) for world in order
-                         if world.name in ONLY.get(test, (world.name,))}
+        samples[test] = {world.name: sample(test, world, size) for world in order}
+        for _ in range(size.hook_turns):
+            hooks.append(_turn(len(hooks), with_hooks, _hook_turn, size))
+            with_hooks = [one for one in with_hooks if not _is_problem(hooks[-1][one.name])]
+    samples["hooks"] = {name: turns if _is_problem(turns) else _hook_sample(turns)
+                        for name, turns in _by_path(hooks).items()}
     end = machine.machine_times()
     return {"steal_percent": round(machine.steal_percent(begin, end), 2),
             "load": os.getloadavg()[0], "samples": samples}
@@ -186,25 +234,16 @@ ONCE = {
 }
 
 
-def _turn(world, size):
-    try:
-        world.wait_idle()
-        return world.load("connect", ADDRESS, PORT, size.past // TURNS, 8)["rate"]
-    except PROBLEMS as error:
-        return _problem(error)
+def _past_turn(world, size):
+    return world.load("connect", ADDRESS, PORT, size.past // PAST_TURNS, 8)["rate"]
 
 
 def _past_connections(all_worlds, size):
-    """Of each path the rates of all its turns, or the last problem."""
+    """Of each path the rates of all its turns, or its last problem."""
     chosen = [world for world in all_worlds if world.name in ("direct", "floor", *worlds.ALONE)]
-    turns = [{world.name: _turn(world, size) for world in rotated(chosen, number)}
-             for number in range(TURNS)]
-    found = {}
-    for world in chosen:
-        rates = [turn[world.name] for turn in turns]
-        problems = [rate for rate in rates if isinstance(rate, dict)]
-        found[world.name] = problems[-1] if problems else {"rates": rates}
-    return found
+    turns = [_turn(number, chosen, _past_turn, size) for number in range(PAST_TURNS)]
+    return {name: rates if _is_problem(rates) else {"rates": rates}
+            for name, rates in _by_path(turns).items()}
 
 
 def _worlds_of(test, names, all_worlds):

@@ -67,7 +67,8 @@ all sessions.
 
 ## The hooks, program by program
 
-Medians of the rounds, each of {hooked:,} connections.
+Medians of the rounds; a round's are the medians of its turns, {turns} after each of its other tests, of
+{hooked:,} connections each.
 
 {hooks}
 
@@ -149,19 +150,11 @@ def hook_table(results):
     for path in rounds[0]:
         found = [samples[path]["programs"] for samples in rounds if "programs" in samples[path]]
         for name in sorted({name for programs in found for name in programs}):
-            each, runs = zip(*(_ran(programs.get(name)) for programs in found))
-            each, runs = statistics.median(each), statistics.median(runs)
+            each, runs = (statistics.median(programs.get(name, {}).get(what, 0)
+                                            for programs in found) for what in ("us", "runs"))
             if runs:
                 grid.append([path, name, f"{each / runs * 1000:.0f}", f"{runs:.2f}", f"{each:.2f}"])
     return markdown_table(grid)
-
-
-def _ran(program):
-    """us and runs a connection; of one that was not called, none."""
-    if not program:
-        return 0, 0
-    runs = program["runs_per_connection"]
-    return program["ns_per_run"] * runs / 1000, runs
 
 
 def write(results):
@@ -176,6 +169,7 @@ def write(results):
         problems=f"What went wrong in measuring:\n\n{problems}\n" if found else "",
         meanings="\n".join(f"- **{row.title}**: {row.means}" for row in rows.ROWS + rows.ONCE_ROWS),
         hooks=hook_table(results),
+        turns=results["size"]["hook_turns"],
         hooked=results["size"]["hooked"],
         paths="\n".join(f"- **{path}**: {about}" for path, about in results["paths"].items()))
     (ROOT / "docs/performance.md").write_text(text)

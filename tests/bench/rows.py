@@ -130,8 +130,9 @@ ROWS = [
         "as the kernel splits it, by ticks", ratio=False),
     Row("hook-time", "hooks per connection", "us", _of("hooks", "us_per_connection"),
         "run time of all our BPF programs by the kernel's statistics, which are part of it, one "
-        "connection after the other; of the floor: of empty programs in their places; of "
-        "floor-hold: of its own programs", ratio=False, goal=("at most", 2)),
+        "connection after the other; a round's number is the median of its short turns, made after "
+        "each of the other tests; of the floor: of empty programs in their places; of floor-hold: "
+        "of its own programs", ratio=False, goal=("at most", 2)),
 ]
 
 # Measured once: row without rounds, from the results' "once".
