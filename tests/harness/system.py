@@ -70,14 +70,15 @@ def run(command, check=True, **options):
 
 
 def wait_for(condition, what, deadline=DEADLINE):
-    """Calls condition() until it gives something true, and returns that."""
+    """Calls condition() until it gives something true, and returns that. `what` is a text, or makes
+    one of what there is at the deadline."""
     end = time.monotonic() + deadline
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > end:
-            raise Failed(f"still waiting for: {what}")
+            raise Failed(f"still waiting for: {what() if callable(what) else what}")
         time.sleep(0.005)
 
 

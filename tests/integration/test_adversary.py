@@ -27,8 +27,8 @@ CONNECTIONS = int(os.environ.get("ADVERSARY_CONNECTIONS", "20000"))
 HERE, SILENT, PORT = "10.77.0.1", "10.77.0.9", 7777
 REFUSE = ("--on-proxy-down", "refuse")
 POLICIES = {"direct": ((),), "refuse": (REFUSE,)}
-# A session takes two descriptors, some are kept back, and others want some too.
-HELD = min(10000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 1000)
+# A session takes two descriptors, a user gets 90% of the sessions, and others want some too.
+HELD = min(10000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 * 9 // 10 - 1000)
 
 
 def popen(box, command):
@@ -232,7 +232,9 @@ def held_connections_keep_nobody_out():
             flood = popen(box, [program("flood"), "keep", void, PORT, HELD])
             with Bystander(box, server.address) as one:
                 assert flood.stdout.readline() == b"ready\n"
-                wait_for(lambda: descriptors(proxy.pid) >= HELD, "all to be held")
+                wait_for(lambda: descriptors(proxy.pid) >= HELD,
+                         lambda: f"all {HELD} to be held: {descriptors(proxy.pid)} descriptors, "
+                                 f"{box.proxy_counters()}, {box.counters()}")
                 base = len(one.took)
                 wait_for(lambda: len(one.took) >= base + 50, "others to be served meanwhile")
                 end(flood)
