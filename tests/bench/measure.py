@@ -104,24 +104,26 @@ ROUND = {
 }
 
 
-def _problem(error):
-    """A line for the results."""
-    return {"error": (str(error).strip().splitlines() or [type(error).__name__])[-1]}
-
-
 def _is_problem(given):
     return isinstance(given, dict) and "error" in given
 
 
-def sample(test, world, size):
-    """One test on one path, with the CPU time it took; {"error": why} where the path failed it."""
+def _attempt(measure, world, size):
+    """What a test gives on a path; {"error": why} where the path failed it."""
     try:
         world.wait_idle()
-        with machine.Meter(world.proxy) as meter:
-            numbers = ROUND[test](world, size)
+        return measure(world, size)
     except PROBLEMS as error:
-        return _problem(error)
-    return {**numbers, "proxy": meter.proxy, "machine": meter.machine}
+        return {"error": (str(error).strip().splitlines() or [type(error).__name__])[-1]}
+
+
+def _metered(measure):
+    """The test, with the CPU time it took."""
+    def metered(world, size):
+        with machine.Meter(world.proxy) as meter:
+            numbers = measure(world, size)
+        return {**numbers, "proxy": meter.proxy, "machine": meter.machine}
+    return metered
 
 
 def rotated(all_worlds, number):
@@ -133,14 +135,7 @@ def rotated(all_worlds, number):
 def _turn(number, chosen, measure, size):
     """One short test on each path. The machine changes its speed within seconds: over many turns
     all paths have the same one."""
-    given = {}
-    for world in rotated(chosen, number):
-        try:
-            world.wait_idle()
-            given[world.name] = measure(world, size)
-        except PROBLEMS as error:
-            given[world.name] = _problem(error)
-    return given
+    return {world.name: _attempt(measure, world, size) for world in rotated(chosen, number)}
 
 
 def _by_path(turns):
@@ -189,7 +184,8 @@ def run_round(number, all_worlds, size, report):
         if test in BULK and number % size.bulk_every:
             continue
         report(test)
-        samples[test] = {world.name: sample(test, world, size) for world in order}
+        samples[test] = {world.name: _attempt(_metered(ROUND[test]), world, size)
+                         for world in order}
         for _ in range(size.hook_turns):
             hooks.append(_turn(len(hooks), with_hooks, _hook_turn, size))
             with_hooks = [one for one in with_hooks if not _is_problem(hooks[-1][one.name])]
@@ -263,11 +259,7 @@ def run_once(all_worlds, size, report):
         report(test)
         results[test] = {}
         for world in _worlds_of(test, names, all_worlds):
-            try:
-                world.wait_idle()
-                results[test][world.name] = measure(world, size)
-            except PROBLEMS as error:
-                results[test][world.name] = _problem(error)
+            results[test][world.name] = _attempt(measure, world, size)
     report("past-connections")
     results["past-connections"] = _past_connections(all_worlds, size)
     return results
