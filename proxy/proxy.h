@@ -11,6 +11,7 @@
 #include "endpoint.h"
 #include "headroom.h"
 #include "instance.h"
+#include "local.h"
 #include "pipes.h"
 #include "settings.h"
 #include "shared.h"
@@ -28,6 +29,7 @@ struct proxy {
 	struct pipes pipes;
 	struct shares uids, cgroups; /* sessions of each */
 	struct headroom headroom;
+	struct local local;	      /* destinations that are this host */
 	struct tp_proxy_stats *stats; /* in map_proxies */
 	int signals;		      /* signalfd */
 	int notify;		      /* to the service manager; -1: there is none */

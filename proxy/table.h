@@ -104,7 +104,7 @@ struct session {
 	uint8_t put_off : 1;  /* the end of the upstream's handshake was, and it has not spoken yet
 			       */
 	uint8_t untuned : 1;  /* the upstream has not got yet what only a stream needs */
-	uint8_t paced : 1;    /* and its congestion control is one that slows a loopback down */
+	uint8_t : 1;	      /* of earlier versions, from which sessions are taken over */
 	uint8_t again : 1;    /* its socket was let in before, and may be accepted as it was then */
 	int32_t fd[2];	      /* by enum side; -1 where there is none */
 	int32_t error;	      /* errno of a failed connect */

@@ -47,15 +47,6 @@ static int bind_as_client(int fd, const struct tp_record *client)
 	return bind(fd, (struct sockaddr *)&addr, len) ? -errno : 0;
 }
 
-/* Whether the connection stays on this host: its source is then the destination itself. */
-static int is_local(const struct tp_record *client)
-{
-	const struct tp_endpoint *dst = &client->dst;
-
-	return (dst->family == AF_INET && dst->ip[12] == 127) ||
-	       !memcmp(dst->ip, client->local.ip, sizeof(dst->ip));
-}
-
 void upstream_learn_source(struct session *s)
 {
 	struct sockaddr_storage addr;
@@ -111,13 +102,15 @@ static void keep_alive(const struct proxy *p, int fd)
 	setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
 }
 
-int upstream_connect(const struct proxy *p, struct session *s)
+int upstream_connect(struct proxy *p, struct session *s)
 {
 	const char *theirs = s->client.congestion, *usual = p->shared->congestion;
 	struct sockaddr_storage addr;
 	int own_choice = *theirs && strncmp(theirs, usual, TP_CC_LEN);
+	int paces = !own_choice && congestion_paces(usual);
+	int local = local_expected(&p->local, &s->client.dst), expected = local;
 	socklen_t len;
-	int err, fd, local;
+	int err, fd;
 
 	err = endpoint_to_sockaddr(&s->client.dst, &addr, &len);
 	if (err)
@@ -131,6 +124,8 @@ int upstream_connect(const struct proxy *p, struct session *s)
 	keep_alive(p, fd);
 	if (own_choice)
 		congestion_set(fd, theirs);
+	else if (paces && local) /* not later: what has begun to pace goes on to */
+		congestion_set(fd, TP_CC_LOCAL);
 	/* Without it the connection might take another way than the client's. */
 	if (s->client.mark &&
 	    setsockopt(fd, SOL_SOCKET, SO_MARK, &s->client.mark, sizeof(s->client.mark)))
@@ -144,8 +139,10 @@ int upstream_connect(const struct proxy *p, struct session *s)
 	if (err && err != EINPROGRESS)
 		return -err;
 	upstream_learn_source(s);
-	local = is_local(&s->client);
-	s->paced = !own_choice && congestion_paces(usual) && local;
+	if (!(s->client.flags & TP_RECORD_BOUND_ADDR))
+		local = local_learn(&p->local, &s->client.dst, &s->client.local);
+	if (paces && local != expected)
+		congestion_set(fd, local ? TP_CC_LOCAL : usual);
 	/* A handshake with this host is over by now, though the call returned before it was: asking
 	 * saves a turn of the event loop, which is most of what it takes. */
 	return err && local ? upstream_result(s) : !err;
@@ -156,7 +153,5 @@ void upstream_tune(struct session *s)
 	int one = 1;
 
 	setsockopt(s->fd[UPSTREAM], IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-	if (s->paced)
-		congestion_set(s->fd[UPSTREAM], TP_CC_LOCAL);
 	s->untuned = 0;
 }

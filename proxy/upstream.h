@@ -9,13 +9,10 @@
  * 1: connected; 0: under way; or -errno. The session has the socket at once, whatever becomes of
  * it, and knows the source that the server sees.
  */
-int upstream_connect(const struct proxy *p, struct session *s);
+int upstream_connect(struct proxy *p, struct session *s);
 
-/*
- * What a client's first message does not need and the next ones do: TCP_NODELAY, and on this host
- * another congestion control. To replace that is the dearest call of a session, and many sessions
- * are one request and one response.
- */
+/* What a client's first message does not need and the next ones do, TCP_NODELAY: many sessions are
+ * one request and one response. */
 void upstream_tune(struct session *s);
 
 /* Notes the source that the server sees; for a successor, that may find a connection without. */
