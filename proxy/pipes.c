@@ -7,17 +7,20 @@
 #include "util.h"
 
 /*
- * A pipe page carries one fragment of a received segment, on loopback up to 32 KiB: the default 16
- * pages hold up to 512 KiB of bulk traffic, and nothing is allocated until bytes are in flight.
+ * A splice moves no more than the pipe has pages for: a wide one takes streams a sixteenth of the
+ * calls. All pipes of a user may have 64 MiB without privileges (fs.pipe-user-pages-soft); wide
+ * ones get a quarter, so that sessions whose destination does not read keep no more from the
+ * others.
  */
-#define IDLE_MAX 64
+#define WIDE_MAX 16
+#define IDLE_MAX 64 /* others */
 
 void pipes_init(struct pipes *p, struct pipe *all, uint32_t max, uint32_t *used)
 {
 	*p = (struct pipes){.all = all,
 			    .max = max,
 			    .used = used,
-			    .first_free = NO_PIPE,
+			    .first_idle = {NO_PIPE, NO_PIPE},
 			    .first_closed = NO_PIPE};
 }
 
@@ -32,21 +35,31 @@ void pipes_free(struct pipes *p)
 {
 	for (uint32_t i = 0; p->used && i < *p->used; i++)
 		close_both(&p->all[i]);
-	p->first_free = p->first_closed = NO_PIPE;
-	p->idle = p->open = 0;
+	p->first_idle[0] = p->first_idle[1] = p->first_closed = NO_PIPE;
+	p->idle = p->open = p->wide = 0;
 }
 
-static void chain_free(struct pipes *p, uint32_t index)
+static void chain(struct pipes *p, uint32_t *first, uint32_t index)
 {
-	p->all[index].next_free = p->first_free;
-	p->first_free = index;
+	p->all[index].next = *first;
+	*first = index;
+}
+
+static void chain_idle(struct pipes *p, uint32_t index, int wide)
+{
+	chain(p, &p->first_idle[wide], index);
 	p->idle++;
 }
 
-static void chain_closed(struct pipes *p, uint32_t index)
+/* The first of a list that has one. */
+static uint32_t lend(struct pipes *p, int wide)
 {
-	p->all[index].next_free = p->first_closed;
-	p->first_closed = index;
+	uint32_t index = p->first_idle[wide];
+
+	p->first_idle[wide] = p->all[index].next;
+	p->all[index].next = wide;
+	p->idle--;
+	return index;
 }
 
 /* One entry more, without descriptors yet. */
@@ -57,66 +70,85 @@ static int grow(struct pipes *p)
 	if (index == p->max)
 		return -ENOMEM;
 	p->all[index].fd[0] = p->all[index].fd[1] = -1;
-	chain_closed(p, index);
+	chain(p, &p->first_closed, index);
 	__atomic_store_n(p->used, index + 1, __ATOMIC_RELEASE);
+	return 0;
+}
+
+static int open_one(struct pipes *p)
+{
+	int err = p->first_closed == NO_PIPE ? grow(p) : 0;
+	uint32_t index = p->first_closed;
+
+	if (err)
+		return err;
+	/* The kernel writes the numbers before the descriptors exist: there is no moment at which
+	 * they are open and not entered. */
+	if (pipe2(p->all[index].fd, O_NONBLOCK | O_CLOEXEC))
+		return -errno;
+	p->first_closed = p->all[index].next;
+	p->open++;
+	chain_idle(p, index, 0);
 	return 0;
 }
 
 int pipes_take(struct pipes *p, uint32_t *ret_index)
 {
-	uint32_t i = p->first_free;
-	int err;
+	int err = p->first_idle[0] == NO_PIPE ? open_one(p) : 0;
 
-	if (i != NO_PIPE) {
-		p->first_free = p->all[i].next_free;
-		p->idle--;
-		*ret_index = i;
-		return 0;
-	}
-	if (p->first_closed == NO_PIPE) {
-		err = grow(p);
-		if (err)
-			return err;
-	}
-	i = p->first_closed;
-	/* The kernel writes the numbers before the descriptors exist: there is no moment at which
-	 * they are open and not entered. */
-	if (pipe2(p->all[i].fd, O_NONBLOCK | O_CLOEXEC))
-		return -errno;
-	p->first_closed = p->all[i].next_free;
-	p->open++;
-	*ret_index = i;
+	if (err && p->first_idle[1] == NO_PIPE)
+		return err;
+	*ret_index = lend(p, !!err);
 	return 0;
+}
+
+void pipes_widen(struct pipes *p, uint32_t *index)
+{
+	uint32_t narrow = *index;
+
+	if (p->all[narrow].next)
+		return;
+	if (p->first_idle[1] != NO_PIPE) {
+		*index = lend(p, 1);
+		pipes_put(p, narrow);
+	} else if (p->wide < WIDE_MAX &&
+		   fcntl(p->all[narrow].fd[0], F_SETPIPE_SZ, PIPE_WIDE) >= 0) {
+		p->all[narrow].next = 1;
+		p->wide++;
+	}
 }
 
 void pipes_put(struct pipes *p, uint32_t index)
 {
-	if (p->idle >= IDLE_MAX)
+	int wide = p->all[index].next;
+
+	if (p->idle >= IDLE_MAX && !wide)
 		pipes_discard(p, index);
 	else
-		chain_free(p, index);
+		chain_idle(p, index, wide);
 }
 
 void pipes_trim(struct pipes *p)
 {
-	while (p->first_free != NO_PIPE) {
-		uint32_t i = p->first_free;
-
-		p->first_free = p->all[i].next_free;
-		p->idle--;
-		pipes_discard(p, i);
-	}
+	for (int wide = 0; wide <= 1; wide++)
+		while (p->first_idle[wide] != NO_PIPE)
+			pipes_discard(p, lend(p, wide));
 }
 
 void pipes_discard(struct pipes *p, uint32_t index)
 {
 	close_both(&p->all[index]);
-	chain_closed(p, index);
+	p->wide -= p->all[index].next;
+	chain(p, &p->first_closed, index);
 	p->open--;
 }
 
 void pipes_restore(struct pipes *p, uint32_t index, enum pipe_state state)
 {
+	struct pipe *pipe = &p->all[index];
+
+	pipe->next = fcntl(pipe->fd[0], F_GETPIPE_SZ) > (int)PIPE_NARROW;
+	p->wide += pipe->next;
 	p->open++;
 	switch (state) {
 	case PIPE_LENT:

@@ -9,19 +9,23 @@
 
 #include <stdint.h>
 
+#define PIPE_NARROW (1U << 16) /* bytes: what a pipe is made for, 16 pages */
+#define PIPE_WIDE   (1U << 20) /* and what one for a stream is, where there may be such */
+
 struct pipe {
-	int fd[2]; /* read end, write end; both non-blocking; -1 where there is none */
-	uint32_t next_free;
+	int fd[2];     /* read end, write end; both non-blocking; -1 where there is none */
+	uint32_t next; /* in its list; of a lent one: whether it is wide */
 };
 
 struct pipes {
 	struct pipe *all;
-	uint32_t max;	/* length of `all` */
-	uint32_t *used; /* shared: entries below have been initialised */
-	uint32_t first_free;
-	uint32_t first_closed; /* entries without descriptors, chained like the free ones */
-	uint32_t idle;	       /* open and free */
-	uint32_t open;	       /* open, free or lent */
+	uint32_t max;		/* length of `all` */
+	uint32_t *used;		/* shared: entries below have been initialised */
+	uint32_t first_idle[2]; /* of those that are open and free, the wide ones apart */
+	uint32_t first_closed;	/* entries without descriptors, chained like these */
+	uint32_t idle;		/* open and free */
+	uint32_t open;		/* open, free or lent */
+	uint32_t wide;		/* of these */
 };
 
 void pipes_init(struct pipes *p, struct pipe *all, uint32_t max, uint32_t *used);
@@ -32,6 +36,9 @@ void pipes_free(struct pipes *p);
 /* Index of an empty pipe. -EMFILE, -ENFILE or -ENOMEM where none is to be had. It is stored before
  * anything can enter the pipe. */
 int pipes_take(struct pipes *p, uint32_t *ret_index);
+
+/* Exchanges an empty pipe for a wide one, if one is to be had. */
+void pipes_widen(struct pipes *p, uint32_t *index);
 
 /* Gives an empty pipe back. */
 void pipes_put(struct pipes *p, uint32_t index);

@@ -26,8 +26,9 @@
 
 #include "upstream.h"
 
-#define CHUNK	   (1U << 20) /* asked for in one splice; what a pipe holds bounds what comes */
-#define PUMP_STEPS 16	      /* splices into the pipe before others get a turn */
+#define CHUNK	   PIPE_WIDE  /* asked for in one splice; what a pipe holds bounds what comes */
+#define PUMP_STEPS 16	      /* splices into the pipe before others get a turn, */
+#define PUMP_BYTES PIPE_WIDE  /* or bytes */
 #define SMALL	   (1U << 14) /* more than that is part of a stream, and more is on its way */
 
 static void give_back(struct direction *d, struct pipes *pipes)
@@ -186,7 +187,7 @@ static int fill(struct session *s, enum side from, struct pipes *pipes)
 enum relay_result relay_pump(struct session *s, enum side from, struct pipes *pipes, int thorough)
 {
 	struct direction *d = &s->dir[from];
-	uint64_t before = d->taken;
+	uint64_t begin = d->taken, before = begin;
 	int err;
 
 	if (d->shut)
@@ -214,6 +215,10 @@ enum relay_result relay_pump(struct session *s, enum side from, struct pipes *pi
 			give_back(d, pipes);
 			return RELAY_UNSURE;
 		}
+		if (d->taken - begin >= PUMP_BYTES)
+			return RELAY_MORE;
+		if (d->taken - before >= PIPE_NARROW) /* all that it takes: a stream */
+			pipes_widen(pipes, &d->pipe);
 		before = d->taken;
 		err = fill(s, from, pipes);
 		if (err == -EAGAIN) {

@@ -159,29 +159,6 @@ static void test_event_datum(void **state)
 	}
 }
 
-static void test_pipes_are_used_again(void **state)
-{
-	uint32_t used = 0, first, second, again;
-	struct pipe entries[2];
-	struct pipes pool;
-
-	(void)state;
-	pipes_init(&pool, entries, ARRAY_SIZE(entries), &used);
-	assert_int_equal(pipes_take(&pool, &first), 0);
-	assert_int_equal(pipes_take(&pool, &second), 0);
-	assert_int_not_equal(first, second);
-	assert_int_equal(pipes_take(&pool, &again), -ENOMEM); /* there are two entries */
-	assert_int_equal(pool.open, 2);
-	pipes_put(&pool, first);
-	assert_int_equal(pool.idle, 1);
-	assert_int_equal(pipes_take(&pool, &again), 0);
-	assert_int_equal(again, first);
-	pipes_discard(&pool, again);
-	pipes_discard(&pool, second);
-	assert_int_equal(pool.open, 0);
-	pipes_free(&pool);
-}
-
 static struct session sample(void)
 {
 	struct session s = {
@@ -265,7 +242,6 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_table_lists_keep_their_order, table_setup,
 						table_teardown),
 		cmocka_unit_test(test_event_datum),
-		cmocka_unit_test(test_pipes_are_used_again),
 		cmocka_unit_test(test_line),
 		cmocka_unit_test(test_line_is_cut_not_overrun),
 		cmocka_unit_test(test_escape),
