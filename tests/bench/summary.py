@@ -7,7 +7,6 @@ import statistics
 from .rows import ONCE_ROWS, ROWS
 
 DIRECT, OURS = "direct", "tproxy"
-FLOORS = ("floor", "floor-hold")
 OUR_PATHS = ("tproxy", "tproxy-nohold", "tproxy-2")
 
 
@@ -58,7 +57,7 @@ def cell(row, rounds, path):
 def beside_floors(row, rounds):
     """{floor: what we have over what it has, the median of the rounds' ratios}."""
     found = {}
-    for floor in FLOORS:
+    for floor in row.floors:
         pairs = [(row.value(samples, OURS), row.value(samples, floor)) for samples in rounds]
         ratios = [ours / least for ours, least in pairs if ours is not None and least]
         if ratios:
@@ -92,7 +91,7 @@ def verdict(row, cells, beside):
     sign = "x" if row.ratio else ""
     if kind == "best peer":
         peers = [found.figure for path, found in cells.items()
-                 if found and path not in (DIRECT, *FLOORS, *OUR_PATHS)]
+                 if found and path not in (DIRECT, *row.floors, *OUR_PATHS)]
         if not peers:
             return None
         words = "the best peer's" if bound == 1 else f"{bound:g} of the best peer's"
