@@ -193,8 +193,9 @@ static void relay(struct proxy *p, struct session *s, unsigned int sides, int th
 			break;
 		case RELAY_RESET:
 			/* What the broken end sent before it broke still goes to the other one. */
-			if (s->broken & 1 << !from)
-				relay_pump(s, !from, &p->pipes, 1);
+			while (s->broken & 1 << !from &&
+			       relay_pump(s, !from, &p->pipes, 1) == RELAY_MORE)
+				;
 			session_finish(p, s,
 				       (s->broken & 1 << CLIENT) ||
 						       s->dir[CLIENT].source == SOURCE_RESET
