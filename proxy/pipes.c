@@ -6,20 +6,14 @@
 #include "table.h"
 #include "util.h"
 
-/*
- * A splice moves no more than the pipe has pages for: a wide one takes streams a sixteenth of the
- * calls. All pipes of a user may have 64 MiB without privileges (fs.pipe-user-pages-soft); wide
- * ones get a quarter, so that sessions whose destination does not read keep no more from the
- * others.
- */
-#define WIDE_MAX 16
-#define IDLE_MAX 64 /* others */
+#define IDLE_MAX 64 /* beyond which narrow ones are closed */
 
-void pipes_init(struct pipes *p, struct pipe *all, uint32_t max, uint32_t *used)
+void pipes_init(struct pipes *p, struct pipe *all, uint32_t max, uint32_t *used, uint32_t wide_max)
 {
 	*p = (struct pipes){.all = all,
 			    .max = max,
 			    .used = used,
+			    .wide_max = wide_max,
 			    .first_idle = {NO_PIPE, NO_PIPE},
 			    .first_closed = NO_PIPE};
 }
@@ -111,7 +105,7 @@ void pipes_widen(struct pipes *p, uint32_t *index)
 	if (p->first_idle[1] != NO_PIPE) {
 		*index = lend(p, 1);
 		pipes_put(p, narrow);
-	} else if (p->wide < WIDE_MAX &&
+	} else if (p->wide < p->wide_max &&
 		   fcntl(p->all[narrow].fd[0], F_SETPIPE_SZ, PIPE_WIDE) >= 0) {
 		p->all[narrow].next = 1;
 		p->wide++;
@@ -147,7 +141,7 @@ void pipes_restore(struct pipes *p, uint32_t index, enum pipe_state state)
 {
 	struct pipe *pipe = &p->all[index];
 
-	pipe->next = fcntl(pipe->fd[0], F_GETPIPE_SZ) > (int)PIPE_NARROW;
+	pipe->next = fcntl(pipe->fd[0], F_GETPIPE_SZ) >= (int)PIPE_WIDE;
 	p->wide += pipe->next;
 	p->open++;
 	switch (state) {

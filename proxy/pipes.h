@@ -9,8 +9,14 @@
 
 #include <stdint.h>
 
-#define PIPE_NARROW (1U << 16) /* bytes: what a pipe is made for, 16 pages */
-#define PIPE_WIDE   (1U << 20) /* and what one for a stream is, where there may be such */
+/*
+ * A splice moves no more than the pipe has pages for, 16 as it is made: a wide one takes streams a
+ * sixteenth of the calls. All pipes of a user may have 64 MiB without privileges
+ * (fs.pipe-user-pages-soft); wide ones get a quarter, so that sessions whose destination does not
+ * read keep no more from the others.
+ */
+#define PIPE_WIDE  (1U << 20) /* bytes */
+#define PIPES_WIDE 16	      /* of all tproxyds of an instance that share a network namespace */
 
 struct pipe {
 	int fd[2];     /* read end, write end; both non-blocking; -1 where there is none */
@@ -19,16 +25,16 @@ struct pipe {
 
 struct pipes {
 	struct pipe *all;
-	uint32_t max;		/* length of `all` */
-	uint32_t *used;		/* shared: entries below have been initialised */
-	uint32_t first_idle[2]; /* of those that are open and free, the wide ones apart */
-	uint32_t first_closed;	/* entries without descriptors, chained like these */
-	uint32_t idle;		/* open and free */
-	uint32_t open;		/* open, free or lent */
-	uint32_t wide;		/* of these */
+	uint32_t max;		 /* length of `all` */
+	uint32_t *used;		 /* shared: entries below have been initialised */
+	uint32_t first_idle[2];	 /* of those that are open and free, the wide ones apart */
+	uint32_t first_closed;	 /* entries without descriptors, chained like these */
+	uint32_t idle;		 /* open and free */
+	uint32_t open;		 /* open, free or lent */
+	uint32_t wide, wide_max; /* of these; how many may be */
 };
 
-void pipes_init(struct pipes *p, struct pipe *all, uint32_t max, uint32_t *used);
+void pipes_init(struct pipes *p, struct pipe *all, uint32_t max, uint32_t *used, uint32_t wide_max);
 
 /* Closes all. */
 void pipes_free(struct pipes *p);

@@ -217,7 +217,7 @@ enum relay_result relay_pump(struct session *s, enum side from, struct pipes *pi
 		}
 		if (d->taken - begin >= PUMP_BYTES)
 			return RELAY_MORE;
-		if (d->taken - before >= PIPE_NARROW) /* all that it takes: a stream */
+		if (d->taken - before >= SMALL)
 			pipes_widen(pipes, &d->pipe);
 		before = d->taken;
 		err = fill(s, from, pipes);

@@ -141,6 +141,8 @@ int upstream_connect(struct proxy *p, struct session *s)
 	upstream_learn_source(s);
 	if (!(s->client.flags & TP_RECORD_BOUND_ADDR))
 		local = local_learn(&p->local, &s->client.dst, &s->client.local);
+	else if (!memcmp(s->client.dst.ip, s->client.local.ip, sizeof(s->client.dst.ip)))
+		local = 1;
 	if (paces && local != expected)
 		congestion_set(fd, local ? TP_CC_LOCAL : usual);
 	/* A handshake with this host is over by now, though the call returned before it was: asking

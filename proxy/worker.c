@@ -61,7 +61,8 @@ int worker_books(struct proxy *p, struct failure *f)
 	struct shared *sh = p->shared;
 
 	table_free(&p->table);
-	pipes_init(&p->pipes, shared_pipes(sh), sh->pipes, &sh->pipes_used);
+	pipes_init(&p->pipes, shared_pipes(sh), sh->pipes, &sh->pipes_used,
+		   PIPES_WIDE / p->settings.parts);
 	return table_init(&p->table, shared_sessions(sh), sh->slots, &sh->slots_used, f);
 }
 

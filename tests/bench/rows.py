@@ -5,6 +5,7 @@ import dataclasses
 import statistics
 import typing
 
+FLOORS = ("floor", "floor-hold")
 BULK = ("bulk-up-1", "bulk-down-1", "bulk-up-8", "bulk-down-8")
 
 
@@ -24,7 +25,7 @@ class Row:
     higher_is_better: bool = False
     ratio: bool = True
     goal: tuple = ()
-    floors: tuple = ("floor", "floor-hold")
+    floors: tuple = FLOORS
 
 
 def _dig(found, words):

@@ -4,7 +4,7 @@
 import dataclasses
 import statistics
 
-from .rows import ONCE_ROWS, ROWS
+from .rows import FLOORS, ONCE_ROWS, ROWS
 
 DIRECT, OURS = "direct", "tproxy"
 OUR_PATHS = ("tproxy", "tproxy-nohold", "tproxy-2")
@@ -91,7 +91,7 @@ def verdict(row, cells, beside):
     sign = "x" if row.ratio else ""
     if kind == "best peer":
         peers = [found.figure for path, found in cells.items()
-                 if found and path not in (DIRECT, *row.floors, *OUR_PATHS)]
+                 if found and path not in (DIRECT, *FLOORS, *OUR_PATHS)]
         if not peers:
             return None
         words = "the best peer's" if bound == 1 else f"{bound:g} of the best peer's"

@@ -43,7 +43,7 @@ static void begin(struct proxy *p)
 			    .now_ms = 1000,
 			    .fd_limit = FD_COUNT};
 	p->instance.config = &config;
-	pipes_init(&p->pipes, pipes, PIPES, &pipes_used);
+	pipes_init(&p->pipes, pipes, PIPES, &pipes_used, PIPES_WIDE);
 	insist(!table_init(&p->table, sessions, SLOTS, &slots_used, &f));
 }
 

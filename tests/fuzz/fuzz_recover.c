@@ -37,7 +37,7 @@ static void fresh(struct proxy *p, struct shared *sh)
 			    .now_ms = 100000,
 			    .fd_limit = FD_FIRST + FD_COUNT};
 	p->instance.config = &config;
-	pipes_init(&p->pipes, shared_pipes(sh), PIPES, &sh->pipes_used);
+	pipes_init(&p->pipes, shared_pipes(sh), PIPES, &sh->pipes_used, PIPES_WIDE);
 	insist(!table_init(&p->table, shared_sessions(sh), SLOTS, &sh->slots_used, &f));
 }
 

@@ -151,7 +151,7 @@ class Unharmed:
             return
         assert self.box.proxy.worker == self.pid, "the worker has died"
         self.box.wait_no_records()
-        idle_pipes = 2 * 64  # a pool is kept
+        idle_pipes = 2 * (64 + 16)  # a pool is kept
         wait_for(lambda: descriptors(self.pid) <= self.fds + idle_pipes, "descriptors to be closed")
         assert resident_kb(self.pid) < self.rss + 4096, (self.rss, resident_kb(self.pid))
         assert len(self.box.proxy.log()) < 1 << 20, "the log can be filled"

@@ -401,27 +401,6 @@ def a_session_takes_few_calls(address, messages, options):
     raise Failed(f"{calls} instead of {few}")
 
 
-@case
-def a_stream_is_moved_in_large_pieces():
-    """Sixteen times what a pipe is made for, where it is the pipe's size that counts (Linux 6.5)."""
-    def send(connection):
-        for _ in range(100):
-            connection.sendall(MEGABYTE)
-
-    def receive():
-        with box.connect(server.address) as client:
-            assert len(read_all(client)) == 100 << 20
-
-    with Sandbox() as box, Server("10.77.0.1", send) as server, tmpdir() as directory:
-        with Traced(box.proxy.worker, "-o", directory / "strace", "-e", "splice"):
-            receive()
-            box.wait_no_records()
-        moved = [int(count) for count in
-                 re.findall(r"= (\d+)$", (directory / "strace").read_text(), re.M)]
-    assert max(moved) > 1 << 16, max(moved)
-    assert len(moved) < 2 * (100 << 20 >> 16), len(moved)
-
-
 @case_for({"in one": ("question\n",), "in pieces": ("quest", "ion", "\n")})
 def an_answer_in_pieces_comes_without_delay(*question):
     """Without TCP_NODELAY a server sends the next piece when the last is acknowledged."""

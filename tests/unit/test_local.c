@@ -31,6 +31,25 @@ static void test_a_connection_tells_of_the_next(void **state)
 	assert_true(local_expected(&l, &six));
 }
 
+/* Whichever octet it is that they differ in. */
+static void test_like_addresses_have_places_of_their_own(void **state)
+{
+	(void)state;
+	for (int octet = 0; octet < 4; octet++) {
+		struct tp_endpoint a = v4(10, 17, 5, 1), b = a;
+		struct local l = {0};
+		int together = 0;
+
+		for (int other = 128; other < 160; other++) {
+			b.ip[12 + octet] = other;
+			local_learn(&l, &a, &a);
+			local_learn(&l, &b, &b);
+			together += local_expected(&l, &a);
+		}
+		assert_in_range(together, 28, 32);
+	}
+}
+
 static void test_loopback_is_local(void **state)
 {
 	struct tp_endpoint any = v4(127, 1, 2, 3), source = v4(127, 0, 0, 1);
@@ -69,6 +88,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_a_connection_tells_of_the_next),
+		cmocka_unit_test(test_like_addresses_have_places_of_their_own),
 		cmocka_unit_test(test_loopback_is_local),
 		cmocka_unit_test(test_many_addresses),
 	};

@@ -28,7 +28,7 @@ static void succeed(struct world *w)
 	table_free(&w->p.table);
 	limits_free(&w->p);
 	pipes_init(&w->p.pipes, shared_pipes(w->p.shared), w->p.shared->pipes,
-		   &w->p.shared->pipes_used);
+		   &w->p.shared->pipes_used, PIPES_WIDE);
 	assert_int_equal(table_init(&w->p.table, shared_sessions(w->p.shared), w->p.shared->slots,
 				    &w->p.shared->slots_used, &f),
 			 0);
